@@ -1,0 +1,105 @@
+"""テストの共通部品: 冪等キーを守らせる外の世界の代役と、注文を実行する道具。"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from aws_durable_execution_sdk_python_testing.runner import (
+    DurableFunctionTestResult,
+    DurableFunctionTestRunner,
+)
+
+import app
+
+README_ORDER: dict[str, Any] = {
+    "order_id": "order-123",
+    "items": [{"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}],
+}
+SDK_LOGGERS = ("aws_durable_execution_sdk_python", "aws_durable_execution_sdk_python_testing")
+
+
+class OutsideWorld:
+    """決済代行会社とお客様の代役。本物と同じく、冪等キーで二度目を見分ける。"""
+
+    def __init__(self) -> None:
+        self.payment_calls: list[tuple[str, int]] = []
+        self.charges: dict[str, int] = {}
+        self.answers: dict[str, str] = {}
+        self.deliveries: list[str] = []
+        self.inbox: dict[str, dict[str, Any]] = {}
+        self._charge_card = app.charge_card
+
+    def charge_card(
+        self, idempotency_key: str, amount: int, simulate: dict[str, Any], attempt: int
+    ) -> str:
+        self.payment_calls.append((idempotency_key, amount))
+        if idempotency_key not in self.charges:
+            payment_id = self._charge_card(idempotency_key, amount, simulate, attempt)
+            self.charges[idempotency_key], self.answers[idempotency_key] = amount, payment_id
+        elif self.charges[idempotency_key] != amount:
+            raise RuntimeError("同じ冪等キーで金額の違う請求を断りました")
+        return self.answers[idempotency_key]
+
+    def send_notification(self, idempotency_key: str, result: dict[str, Any]) -> None:
+        self.deliveries.append(idempotency_key)
+        self.inbox.setdefault(idempotency_key, result)
+
+
+@pytest.fixture(autouse=True)
+def quiet_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """失敗した試行のたびに SDK が出すトレースバックを黙らせる。"""
+    for name in SDK_LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.CRITICAL + 1)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> OutsideWorld:
+    """app の外の世界を、数を数える代役に差し替える。"""
+    world = OutsideWorld()
+    monkeypatch.setattr(app, "charge_card", world.charge_card)
+    monkeypatch.setattr(app, "send_notification", world.send_notification)
+    return world
+
+
+@pytest.fixture
+def runner(world: OutsideWorld) -> Iterator[DurableFunctionTestRunner]:
+    """待ち時間を飛ばす公式のローカルランナー。"""
+    with DurableFunctionTestRunner(app.handler, poll_interval=0.01) as runner:
+        yield runner
+
+
+RunOrder = Callable[..., DurableFunctionTestResult]
+
+
+@pytest.fixture
+def run_order(runner: DurableFunctionTestRunner) -> RunOrder:
+    """注文を終わりまで実行する。answer があれば、承認を求められたときに送る。"""
+
+    def run(order: Any, answer: bytes | None = None) -> DurableFunctionTestResult:
+        arn = runner.run_async(input=json.dumps(order), execution_timeout=30)
+        if answer is not None:
+            runner.send_callback_success(runner.wait_for_callback(arn), answer)
+        return runner.wait_for_result(arn, timeout=30)
+
+    return run
+
+
+def order_of(price: int = 1000, quantity: int = 2, **extra: Any) -> dict[str, Any]:
+    """在庫のある商品 1 行の注文を作る。"""
+    item = {"product_id": "prod-001", "price": price, "quantity": quantity}
+    return {"order_id": "order-123", "items": [item], **extra}
+
+
+def outcome(result: DurableFunctionTestResult) -> dict[str, Any]:
+    """成功した実行の結果を読む。"""
+    assert result.error is None
+    assert result.result is not None
+    value: dict[str, Any] = json.loads(result.result)
+    return value
+
+
+def step_names(result: DurableFunctionTestResult) -> list[str | None]:
+    """記録された操作の名前を、始まった順に並べる。"""
+    return [operation.name for operation in result.operations]
