@@ -52,6 +52,19 @@ class DeployError(Exception):
     """デプロイを続けられない。メッセージは次にすることを示す。"""
 
 
+def main() -> None:
+    """デプロイする。続けられなければ、次にすることを標準エラーに示し、終了コード 1 で終わる。"""
+    try:
+        deploy()
+    except DeployError as error:
+        sys.exit(str(error))
+    except (BotoCoreError, ClientError) as error:
+        advice = advice_for(error)
+        if advice is None:
+            raise
+        sys.exit(advice)
+
+
 def deploy() -> None:
     """関数を作るか更新し、バージョンを発行して、その呼び出し方を表示する。"""
     check_environment()
@@ -67,14 +80,14 @@ def deploy() -> None:
     try:
         client.get_function_configuration(FunctionName=FUNCTION_NAME)
     except client.exceptions.ResourceNotFoundException:
-        say(f"関数 {FUNCTION_NAME} を作ります（{len(code):,} バイト）")
+        say(f"関数 {FUNCTION_NAME} を作ります")
         when_ready(client.create_function, **settings, Code={"ZipFile": code}, Architectures=ARM)
         wait_until_settled(client)
     else:
         update(client, settings, code)
 
     version = client.publish_version(FunctionName=FUNCTION_NAME)["Version"]  # 同じなら今の版を返す
-    say(f"バージョン {version} ができています。次のコマンドで注文を始めます:\n")
+    say(f"バージョン {version} を呼び出せます。次のコマンドで注文を始めます:\n")
     say(INVOKE_COMMAND.format(name=FUNCTION_NAME, version=version))
 
 
@@ -158,7 +171,7 @@ def update(client: Any, settings: dict[str, Any], code: bytes) -> None:
         when_ready(client.update_function_configuration, **settings)
         wait_until_settled(client)
     if not same_code:
-        say(f"関数 {FUNCTION_NAME} のコードを更新します（{len(code):,} バイト）")
+        say(f"関数 {FUNCTION_NAME} のコードを更新します")
         when_ready(client.update_function_code, ZipFile=code, Architectures=ARM)
         wait_until_settled(client)
 
@@ -200,7 +213,7 @@ def advice_for(error: Any) -> str | None:
     """AWS に断られたか届かなかったときに、次にすることを返す。知らないエラーなら None。"""
     details = getattr(error, "last_response", getattr(error, "response", {})).get("Error", {})
     name = details.get("Code", type(error).__name__)
-    denied = re.search(r"perform: (\S+)", details.get("Message", ""))
+    denied = re.search(r"perform: (\S+)", details.get("Message") or "")
     action = denied[1] if denied else getattr(error, "operation_name", "GetFunction")
     for words, advice in ADVICE.items():
         if re.search(words, name):
@@ -209,12 +222,4 @@ def advice_for(error: Any) -> str | None:
 
 
 if __name__ == "__main__":
-    try:
-        deploy()
-    except DeployError as error:
-        sys.exit(str(error))
-    except (BotoCoreError, ClientError) as error:
-        advice = advice_for(error)
-        if advice is None:
-            raise
-        sys.exit(advice)
+    main()

@@ -1,12 +1,19 @@
-"""README.md のコマンドを実行し、書いてある出力と比べる。"""
+"""README.md のコマンドを書いてある順に実行し、書いてある出力と比べる。"""
 
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 from aws_durable_execution_sdk_python.config import Duration
 from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestRunner
@@ -17,42 +24,63 @@ from tests.conftest import OutsideWorld, outcome
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    (command, BLOCKS[index + 1][1] if BLOCKS[index + 1][0] == "text" else "")
+    for index, (language, command) in enumerate(BLOCKS)
+    if language == "bash"
+]
+OUTCOMES = re.findall(
+    r"^([A-Z_]+)(?:（[^）]*）)?:\n\n```bash\n(.*?)```$", README, re.MULTILINE | re.DOTALL
+)
+SETUP = ["python3 -m venv .venv", ".venv/bin/pip install -q -r {}requirements.txt"]
+
+
+def command_with(words: str) -> tuple[str, str]:
+    ((command, expected),) = [pair for pair in COMMANDS if words in pair[0]]
+    return command, expected
+
+
+def without_setup(command: str, folder: str = "") -> list[str]:
+    """venv を作る前半を確かめ、後半をこの Python で実行する形にして返す。"""
+    *setup, program = command.strip().split(" && ")
+    assert setup == [step.format(folder) for step in SETUP]
+    return [sys.executable, *program.split()[1:]]
+
+
+def assert_shown(printed: str, expected: str) -> None:
+    """… は実行のたびに変わる部分を表す。"""
+    pattern = ".+?".join(re.escape(part) for part in expected.strip().split("…"))
+    if not re.fullmatch(pattern, printed.strip()):
+        assert printed.strip() == expected.strip()  # 違いを見せる
 
 
 def columns(line: str) -> int:
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)
 
 
-def without_times(text: str) -> str:
-    """実行のたびに変わる時間とジッターを伏せる。"""
-    return re.sub(r"^ *\d+\.\d 秒|\d+ 秒後", "N 秒", text, flags=re.MULTILINE)
-
-
 def test_first_command_prints_what_the_readme_shows_within_80_columns() -> None:
-    (_, command), (_, expected) = BLOCKS[1:3]
-    *setup, program = command.strip().split(" && ")
-    assert setup == ["python3 -m venv .venv", ".venv/bin/pip install -q -r requirements.txt"]
-
-    arguments = [sys.executable, *program.split()[1:]]
+    command, expected = command_with("python app.py\n")
+    arguments = without_setup(command)
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert without_times(done.stdout) == without_times(expected)
+    assert_shown(without_times(done.stdout), without_times(expected))
     assert [line for line in done.stdout.splitlines() if columns(line) > 80] == []
+
+
+def without_times(text: str) -> str:
+    """実行のたびに変わる時刻とジッターを伏せる。"""
+    return re.sub(r"^ *\d+\.\d 秒|\d+ 秒後", "N 秒", text, flags=re.MULTILINE)
 
 
 def test_second_command_is_what_ci_runs_and_its_count_is_right(
     request: pytest.FixtureRequest,
 ) -> None:
-    (_, command), (_, expected) = BLOCKS[3:5]
+    command, expected = command_with("-m pytest")
+    assert without_setup(command, "tests/")[1:] == ["-m", "pytest", "tests"]
     assert command in (ROOT / ".ci" / "run").read_text("utf-8")
     if request.config.args == ["tests"]:
         assert expected.startswith(f"{request.session.testscollected} passed in ")
-
-
-OUTCOMES = re.findall(
-    r"^([A-Z_]+)(?:（[^）]*）)?:\n\n```bash\n(.*?)```$", README, re.MULTILINE | re.DOTALL
-)
 
 
 def test_readme_lists_all_six_outcomes() -> None:
@@ -79,3 +107,103 @@ def test_order_to_paste_ends_as_the_readme_says(
 
     assert outcome(runner.wait_for_result(arn))["status"] == status
     assert [notice["status"] for notice in world.inbox.values()] == [status]
+
+
+class Terminal:
+    """参加者の端末。コマンドの出力を、標準エラーも含めて画面に出る順に返す。"""
+
+    MARK = "--- block ended ---"
+
+    def __init__(self, folder: Path) -> None:
+        environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        self.shell = subprocess.Popen(
+            ["bash"],
+            cwd=folder,
+            env={**environment, "HOME": str(folder), "AWS_EC2_METADATA_DISABLED": "true"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.type("sleep() { :; }")  # 待つ代わりに、次に進めるときまで wait_until_idle で待つ
+
+    def type(self, command: str) -> str:
+        assert self.shell.stdin is not None
+        assert self.shell.stdout is not None
+        self.shell.stdin.write(f"{command}\necho '{self.MARK}'\n")
+        self.shell.stdin.flush()
+        return "".join(iter(self.shell.stdout.readline, f"{self.MARK}\n"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """clone したばかりのフォルダー。"""
+    names = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "clone"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+@pytest.fixture
+def local_aws(folder: Path) -> Iterator[str]:
+    """README の 1 行で起動した手元の AWS。表示した文を返す。"""
+    command, _ = command_with("tests.local_aws")
+    process = subprocess.Popen(
+        [*without_setup(command, "tests/"), "--port", "0"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    printed = "".join(iter(process.stdout.readline, "unset AWS_PROFILE AWS_SESSION_TOKEN\n"))
+    yield printed + "unset AWS_PROFILE AWS_SESSION_TOKEN\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
+
+
+def wait_until_idle(client: Any) -> None:
+    """参加者の手の遅さの代わり: どの注文も、終わるか人の答えを待つまで先へ進まない。"""
+    opened = {"CallbackStarted": 1, "CallbackSucceeded": -1}
+    for function in client.list_functions()["Functions"]:
+        name = function["FunctionName"]
+        for order in client.list_durable_executions_by_function(FunctionName=name)[
+            "DurableExecutions"
+        ]:
+            arn = order["DurableExecutionArn"]
+            for _ in range(600):
+                if client.get_durable_execution(DurableExecutionArn=arn)["Status"] != "RUNNING":
+                    break
+                history = client.get_durable_execution_history(DurableExecutionArn=arn)["Events"]
+                types = [event["EventType"] for event in history]
+                if sum(opened.get(kind, 0) for kind in types) and "Invocation" in types[-1]:
+                    break
+                time.sleep(0.05)
+            else:
+                raise TimeoutError(arn)
+
+
+def test_every_aws_command_prints_what_the_readme_shows(folder: Path, local_aws: str) -> None:
+    start, expected = command_with("tests.local_aws")
+    endpoint = re.findall(r"http://127.0.0.1:\d+", local_aws)[0]
+    assert_shown(local_aws.replace(endpoint, "http://127.0.0.1:4566"), expected)
+    exports = "\n".join(re.findall(r"^(?:export|unset) .*$", local_aws, re.MULTILINE))
+    client = boto3.client(
+        "lambda",
+        endpoint_url=endpoint,
+        region_name="ap-northeast-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+
+    terminal = Terminal(folder)
+    terminal.type(exports)
+    following = COMMANDS[COMMANDS.index((start, expected)) + 1 :]
+    assert len(following) > 15
+    for command, shown in following:
+        wait_until_idle(client)
+        assert_shown(terminal.type(command), shown)
