@@ -142,10 +142,11 @@ class Executions:
         self.registry = ExecutionRegistry(self.store, self.scheduler)
         clock = SkipClock() if skip_time else RealClock()
         processor = CheckpointProcessor(self.store, self.scheduler, clock=clock)
+        self.invoker = ProcessInvoker(region, self.store, workers)
         self.executor = Executor(
             store=self.store,
             scheduler=self.scheduler,
-            invoker=ProcessInvoker(region, self.store, workers),
+            invoker=self.invoker,
             checkpoint_processor=processor,
             # 関数の Timeout はワーカーの側で守る。ここは順番待ちの時間も数えるので長く取る。
             invocation_timeout_seconds=86_400,

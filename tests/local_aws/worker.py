@@ -120,7 +120,8 @@ def described(error: BaseException) -> dict[str, Any]:
     return {
         "errorType": getattr(error, "kind", type(error).__name__),
         "errorMessage": str(error),
-        "stackTrace": traceback.format_tb(error.__traceback__),
+        # 先頭はこのファイルの行。利用者のコードから見せる。
+        "stackTrace": traceback.format_tb(error.__traceback__)[1:],
     }
 
 

@@ -134,9 +134,10 @@ class Workers:
             self.closed = True
             for worker in self.idle:
                 worker.stop()
-            # 走っているものは、待っている側が読み終わりに気づいて片付ける。
+            # 走っているもののソケットは、それを読んでいるスレッドが閉じる。
             for worker in self.busy:
                 worker.process.kill()
+                worker.process.wait()
         self.folder.cleanup()
 
     def invoke(self, function: Function, event: str, execution: str) -> tuple[str, str]:
