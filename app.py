@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import re
+import time
 from collections import Counter
 from typing import Any
 
@@ -186,8 +187,10 @@ def validate(order: Any) -> None:
         require(is_int(quantity, 1, 10**9), f"items[{n}].quantity", "1 以上 10 億以下の整数")
     simulate = order.get("simulate", {})
     require(isinstance(simulate, dict), "simulate", "JSON オブジェクト")
-    timeouts, declined = simulate.get("payment_timeouts", 1), simulate.get("card_declined", False)
+    timeouts, seconds = simulate.get("payment_timeouts", 1), simulate.get("payment_seconds", 0)
     require(is_int(timeouts, 0, 10), "simulate.payment_timeouts", "0 以上 10 以下の整数")
+    require(is_int(seconds, 0, 20), "simulate.payment_seconds", "0 以上 20 以下の整数")
+    declined = simulate.get("card_declined", False)
     require(isinstance(declined, bool), "simulate.card_declined", "true か false")
 
 
@@ -237,6 +240,7 @@ def charge_card(idempotency_key: str, amount: int, simulate: dict[str, Any], att
 
     失敗は乱数ではなく simulate と試行番号で決まる: CardDeclinedError、GatewayTimeoutError。
     """
+    time.sleep(simulate.get("payment_seconds", 0))  # 応答を待つ。この間にプロセスを殺してみる
     if simulate.get("card_declined", False):
         raise CardDeclinedError("カードが断られました")
     if attempt <= simulate.get("payment_timeouts", 1):

@@ -2,7 +2,11 @@
 
 import json
 import logging
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +17,17 @@ from aws_durable_execution_sdk_python_testing.runner import (
 
 import app
 
+ROOT = Path(app.__file__).parent
 README_ORDER: dict[str, Any] = {
     "order_id": "order-123",
     "items": [{"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}],
 }
 SDK_LOGGERS = ("aws_durable_execution_sdk_python", "aws_durable_execution_sdk_python_testing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """実時間で待つ README のテストを先に始め、ほかのテストをその間に済ませる。"""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
 class OutsideWorld:
@@ -103,3 +113,19 @@ def outcome(result: DurableFunctionTestResult) -> dict[str, Any]:
 def step_names(result: DurableFunctionTestResult) -> list[str | None]:
     """記録された操作の名前を、始まった順に並べる。"""
     return [operation.name for operation in result.operations]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """clone したばかりのフォルダー。"""
+    names = subprocess.check_output(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True
+    ).split()
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "clone"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    return tmp_path

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.endpoint
 import botocore.waiter
 import pytest
 from botocore.awsrequest import AWSResponse
@@ -111,6 +112,7 @@ def aws(server: LocalAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aw
     clock = Clock()
     monkeypatch.setattr(deploy, "time", clock)
     monkeypatch.setattr(botocore.waiter, "time", clock)
+    monkeypatch.setattr(botocore.endpoint, "time", clock)
     take_new_names(aws, monkeypatch)
     return aws
 

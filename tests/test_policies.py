@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
-import deploy
 from tests.conftest import order_of
 from tests.local_aws.gateway import LocalAws
+from tests.shop import Shop
 
 ROOT = Path(__file__).parent.parent
 ACTIONS = {"lambda:CheckpointDurableExecution", "lambda:GetDurableExecutionState"}
@@ -53,53 +52,23 @@ def test_only_executions_of_the_workshop_functions_are_covered(
     assert any(fnmatch.fnmatchcase(arn, pattern) for pattern in statement["Resource"]) is allowed
 
 
-class Shop:
-    """手元の AWS に、このリポジトリのロールとポリシーのままで作った、注文処理の関数。"""
-
-    def __init__(self, server: LocalAws) -> None:
-        options = {
-            "endpoint_url": server.endpoint,
-            "region_name": "ap-northeast-1",
-            "aws_access_key_id": "test",
-            "aws_secret_access_key": "test",
-        }
-        self.iam, self.functions = boto3.client("iam", **options), boto3.client("lambda", **options)
-        trust = (ROOT / "trust-policy.json").read_text("utf-8")
-        role = self.iam.create_role(RoleName="shop", AssumeRolePolicyDocument=trust)
-        for name in FUNCTIONS:
-            self.functions.create_function(
-                FunctionName=name,
-                Code={"ZipFile": deploy.build_zip()},
-                Publish=True,
-                **deploy.desired_settings(role["Role"]["Arn"]),
-            )
-
-    def order(self, function: str, policy: dict[str, Any]) -> dict[str, Any]:
-        """policy を持つロールで、注文を終わりまで実行する。"""
-        document = json.dumps(policy)
-        self.iam.put_role_policy(RoleName="shop", PolicyName="durable", PolicyDocument=document)
-        payload = json.dumps(order_of())
-        answer = self.functions.invoke(FunctionName=function, Qualifier="1", Payload=payload)
-        result: dict[str, Any] = json.loads(answer["Payload"].read())
-        return result
-
-
 FUNCTIONS = ["order-processing-durable", "order-processing-durable-sato"]
 POLICY = json.loads((ROOT / "durable-policy.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
-def shop() -> Iterator[Shop]:
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     with LocalAws(skip_time=True) as server:
         # 履歴が 5 MB を超えると続きは GetDurableExecutionState で読まれる。ランナーにはその上限を
         # あとから変える公開の口がないので、ここだけで小さくし、短い履歴でも続きを読ませる。
         server.executions("ap-northeast-1").invoker._max_page_bytes = 1
-        yield Shop(server)
+        yield Shop(server, tmp_path_factory.mktemp("outside"), *FUNCTIONS)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_the_policies_as_they_stand_are_enough(shop: Shop, function: str) -> None:
-    assert shop.order(function, POLICY)["status"] == "COMPLETED"
+    shop.allow(POLICY)
+    assert shop.run(order_of(), function)["status"] == "COMPLETED"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +79,8 @@ def test_nothing_can_be_taken_away(shop: Shop, element: str, index: int) -> None
     taken = less["Statement"][0][element].pop(index)
     function = FUNCTIONS[index if element == "Resource" else 0]
 
-    error = shop.order(function, less)
+    shop.allow(less)
+    error = shop.run(order_of(), function)
     needed = taken if element == "Action" else "lambda:CheckpointDurableExecution"
     assert "AccessDeniedException" in error["errorMessage"]
     assert f"not authorized to perform: {needed} on resource" in error["errorMessage"]

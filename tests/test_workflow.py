@@ -97,6 +97,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "items[0].quantity": [..., 0, -1, 1.5, "1", True, None, math.nan, 10**4000],
     "simulate": [[], None, "x", True],
     "simulate.payment_timeouts": [-1, 11, 1.0, "1", True, None],
+    "simulate.payment_seconds": [-1, 21, 1.0, "1", True, None],
     "simulate.card_declined": [0, 1, "true", None],
 }
 

@@ -48,7 +48,8 @@ class Worker:
                 *(sys.executable, "-I", "-S", str(Path(__file__).with_name("worker.py"))),
                 *(str(theirs.fileno()), env["LAMBDA_TASK_ROOT"], str(packages)),
                 *(config["LogFormat"], config.get("ApplicationLogLevel", "")),
-                self.name,  # ps で見分けるため
+                env["AWS_ENDPOINT_URL"],  # ここから先は、ps と pkill で見分けるため
+                self.name,
             ],
             env=env,
             cwd=env["LAMBDA_TASK_ROOT"],

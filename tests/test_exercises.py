@@ -1,0 +1,39 @@
+"""README の「壊してみる」の変更は、どれも約束のテストを一つだけ赤くすること。"""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.test_readme import README
+
+EXERCISES = re.findall(
+    r"^```diff\n(.*?)^```\n\n```bash\n(.*?)^```\n\n```text\n(.*?)^```$",
+    README,
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def apply(diff: str, code: str) -> str:
+    old = "".join(line[1:] + "\n" for line in diff.splitlines() if line.startswith("-"))
+    new = "".join(line[1:] + "\n" for line in diff.splitlines() if line.startswith("+"))
+    assert code.count(old) == 1
+    return code.replace(old, new)
+
+
+def test_there_are_three_exercises() -> None:
+    assert len(EXERCISES) == 3
+
+
+@pytest.mark.parametrize(("diff", "command", "shown"), EXERCISES, ids=range(1, 4))
+def test_each_edit_turns_one_promise_red(folder: Path, diff: str, command: str, shown: str) -> None:
+    program = folder / "app.py"
+    program.write_text(apply(diff, program.read_text("utf-8")), "utf-8")
+    done = subprocess.run(
+        shlex.split(command), cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert shown in done.stdout
+    assert re.search(r"^1 failed, 2 passed", done.stdout, re.MULTILINE)

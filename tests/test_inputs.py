@@ -1,0 +1,223 @@
+"""どんな入力でも決まった結果か InvalidOrderError で終わり、承認された分だけ請求されること。"""
+
+import json
+import logging
+import math
+import re
+from typing import Any
+
+import pytest
+from aws_durable_execution_sdk_python_testing.exceptions import ResourceNotFoundException
+from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import app
+from tests.conftest import SDK_LOGGERS, OutsideWorld, order_of, outcome
+
+ENDINGS = {"COMPLETED", "OUT_OF_STOCK", "REJECTED", "PAYMENT_DECLINED", "PAYMENT_FAILED"}
+TEXT = st.text(st.characters(codec=None), max_size=70)
+NUMBERS = st.one_of(
+    st.integers(-2, 3),
+    st.sampled_from([99_999, 100_000, 10**9, 10**9 + 1, 10**300]),
+    st.floats(),
+    st.booleans(),
+)
+JSON = st.recursive(
+    st.one_of(st.none(), NUMBERS, TEXT),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+def mostly(good: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """たいてい正しく、ときどき何でもありの値。"""
+    return st.integers(0, 11).flatmap(lambda dice: JSON if dice == 0 else good)
+
+
+ITEMS = st.fixed_dictionaries(
+    {
+        "product_id": mostly(st.sampled_from(["prod-001", "prod-002", "謎", "\ud800"])),
+        "price": mostly(st.sampled_from([0, 1, 1000, 50_000, 100_000])),
+        "quantity": mostly(st.integers(1, 12)),
+    },
+    optional={"name": JSON, "extra": JSON},
+)
+SIMULATE = st.fixed_dictionaries(
+    {},
+    optional={
+        "payment_timeouts": mostly(st.integers(0, 10)),
+        "payment_seconds": st.just(0),
+        "card_declined": mostly(st.booleans()),
+        "extra": JSON,
+    },
+)
+ORDERS = mostly(
+    st.fixed_dictionaries(
+        {"order_id": mostly(st.just("order-123")), "items": mostly(st.lists(ITEMS, max_size=4))},
+        optional={"simulate": mostly(SIMULATE), "extra": JSON},
+    )
+)
+ANSWERS = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from([b'{"approved": true}', b'{"approved": true, "reason": "\\ud800"}']),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    JSON.map(lambda value: json.dumps({"approved": value}).encode()),
+    st.fixed_dictionaries({"approved": st.just(True)}, optional={"reason": JSON, "approver": JSON})
+    .map(json.dumps)
+    .map(str.encode),
+)
+IN_BATCHES = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@settings(IN_BATCHES, max_examples=1000)
+@given(ORDERS)
+def test_validation_raises_nothing_but_invalid_order_error(order: Any) -> None:
+    try:
+        app.validate(order)
+    except app.InvalidOrderError:
+        return
+    assert re.fullmatch("[A-Za-z0-9_-]{1,64}", order["order_id"])
+    assert all(type(item["price"]) is type(item["quantity"]) is int for item in order["items"])
+
+
+@IN_BATCHES
+@given(st.lists(st.tuples(ORDERS, ANSWERS), min_size=15, max_size=25))
+def test_every_order_ends_as_listed_and_only_approved_orders_are_charged(
+    runner: DurableFunctionTestRunner, world: OutsideWorld, batch: list[tuple[Any, bytes]]
+) -> None:
+    world.charges.clear()
+    started = []
+    for number, (order, answer) in enumerate(batch):
+        if isinstance(order, dict) and order.get("order_id") == "order-123":
+            order = {**order, "order_id": f"order-{number}"}
+        arn = runner.run_async(input=json.dumps(order), execution_timeout=60)
+        started.append((arn, order, answer))
+    for arn, order, answer in started:
+        approved = answer_if_asked(runner, arn, order, answer)
+        result = runner.wait_for_result(arn, timeout=60)
+        key = f"{order.get('order_id')}-payment" if isinstance(order, dict) else ""
+        if result.error is not None:
+            assert result.error.type == "app.InvalidOrderError"
+            assert key not in world.charges
+            continue
+        ended = outcome(result)
+        total = sum(item["price"] * item["quantity"] for item in order["items"])
+        assert ended["status"] in ENDINGS
+        assert ended["total"] == total
+        if ended["status"] != "COMPLETED":
+            assert key not in world.charges
+        else:
+            assert world.charges[key] == total
+            assert approved if total >= app.APPROVAL_THRESHOLD else approved is None
+        if ended["status"] == "REJECTED":
+            assert approved is False
+
+
+def answer_if_asked(
+    runner: DurableFunctionTestRunner, arn: str, order: Any, answer: bytes
+) -> bool | None:
+    """承認を求められたら answer を送り、それが承認だったかを返す。求められなければ None。"""
+    try:
+        app.validate(order)
+    except app.InvalidOrderError:
+        return None
+    wanted: dict[str, int] = {}
+    for item in order["items"]:
+        wanted[item["product_id"]] = wanted.get(item["product_id"], 0) + item["quantity"]
+    if any(quantity > app.STOCK.get(product, 0) for product, quantity in wanted.items()):
+        return None
+    if sum(item["price"] * item["quantity"] for item in order["items"]) < app.APPROVAL_THRESHOLD:
+        return None
+    callback_id = runner.wait_for_callback(arn)
+    try:
+        runner.send_callback_success(callback_id, answer)
+    except ResourceNotFoundException:  # ランナーは、UTF-8 でない答えを受け付けない
+        with pytest.raises(UnicodeDecodeError):
+            answer.decode()
+        runner.send_callback_success(callback_id, b"")
+        return False
+    try:
+        value = json.loads(answer)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("approved") is True
+
+
+@pytest.mark.parametrize(
+    ("item", "status"),
+    [
+        ({"product_id": "prod-001", "price": 1, "quantity": 1}, "OUT_OF_STOCK"),
+        ({"product_id": "\U0001f600" * 64, "price": 1, "quantity": 10**9}, "OUT_OF_STOCK"),
+        ({"product_id": "p", "price": 1.5, "quantity": 1}, "InvalidOrderError"),
+    ],
+)
+def test_very_many_lines_up_to_the_payload_limit(
+    runner: DurableFunctionTestRunner, item: dict[str, Any], status: str
+) -> None:
+    line = json.dumps(item)
+    items = ", ".join([line] * (6_000_000 // len(line) - 2))
+    result = runner.run(input=f'{{"order_id": "order-123", "items": [{items}]}}')
+
+    if result.error is not None:
+        assert result.error.type == f"app.{status}"
+    else:
+        assert outcome(result)["status"] == status
+        assert len(result.result or "") < 256 * 1024
+        assert len(result.get_step("check_stock").result or "") < 256 * 1024
+
+
+def test_many_different_unknown_products_fit_the_result(runner: DurableFunctionTestRunner) -> None:
+    items = [{"product_id": f"x{n}", "price": 1, "quantity": 1} for n in range(20_000)]
+    result = outcome(runner.run(input=json.dumps(order_of() | {"items": items})))
+    assert result["products"] == [f"x{n}" for n in range(10)]
+
+
+SECRET = "4111-1111-1111-1111"
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"order_id": SECRET + "/"},
+        {"order_id": "order-1", "items": [{"product_id": SECRET, "price": SECRET, "quantity": 1}]},
+        {"order_id": "order-1", "items": [{"product_id": SECRET, "price": 1, "quantity": SECRET}]},
+        {"order_id": "order-1", "items": SECRET, SECRET: SECRET},
+        {"order_id": "order-1", "items": [SECRET]},
+        order_of(name=SECRET, simulate={"payment_timeouts": SECRET}),
+        order_of(note=SECRET, simulate={"card_declined": True, "note": SECRET}),
+        {"order_id": "order-1", "items": [{"product_id": SECRET, "price": 1, "quantity": 1}]},
+        order_of(price=50_000, note=SECRET),
+        SECRET,
+        [SECRET],
+    ],
+)
+def test_no_log_line_or_error_message_quotes_the_order_or_the_answer(
+    runner: DurableFunctionTestRunner,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    order: Any,
+) -> None:
+    monkeypatch.setattr(logging.getLogger(SDK_LOGGERS[0]), "level", logging.INFO)
+    caplog.set_level(logging.INFO)
+    arn = runner.run_async(input=json.dumps(order))
+    if isinstance(order, dict) and order.get("items") == order_of(price=50_000)["items"]:
+        answer = json.dumps({"approved": False, "reason": SECRET, "approver": SECRET})
+        runner.send_callback_success(runner.wait_for_callback(arn), answer.encode())
+    result = runner.wait_for_result(arn)
+
+    assert caplog.records
+    lines = [logging.Formatter().format(r) + str(vars(r)) for r in caplog.records]
+    assert not any(SECRET in line for line in lines)
+    assert SECRET not in str(result.error)
+
+
+def test_nan_in_an_ignored_field_is_ignored(runner: DurableFunctionTestRunner) -> None:
+    result = runner.run(input=json.dumps(order_of(extra=math.nan)))
+    assert outcome(result)["status"] == "COMPLETED"

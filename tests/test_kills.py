@@ -1,0 +1,123 @@
+"""手元の AWS のワーカープロセスを SIGKILL で殺しても、test_crashes.py と同じに終わること。"""
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from werkzeug.wrappers import Request, Response
+
+from tests.conftest import order_of
+from tests.local_aws.gateway import LocalAws
+from tests.shop import Shop
+
+
+class DeadlyAws(LocalAws):
+    """決められたチェックポイントの呼び出しの前か後に、呼んだプロセスを殺す。"""
+
+    calls = 0
+    kills = 0
+    death: tuple[str, int] | None = None
+
+    def durable(self, request: Request, path: str) -> Response:
+        if not path.endswith("/checkpoint"):
+            return super().durable(request, path)
+        self.calls += 1
+        call = self.calls
+        self.strike("before", call)
+        response = super().durable(request, path)
+        self.strike("after", call)
+        return response
+
+    def strike(self, when: str, call: int) -> None:
+        if self.death != (when, call):
+            return
+        for worker in list(self.workers.busy):
+            os.kill(worker.process.pid, signal.SIGKILL)
+            worker.process.wait()
+            self.kills += 1
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DeadlyAws]:
+    server = DeadlyAws(skip_time=True)
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shop(server: DeadlyAws, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return Shop(server, tmp_path_factory.mktemp("outside"))
+
+
+def completed(shop: Shop, order_id: str) -> None:
+    """注文が一度だけ請求され、一度だけ知らされて、COMPLETED で終わることを確かめる。"""
+    result = shop.run(order_of() | {"order_id": order_id})
+
+    assert result.pop("payment_id").startswith("pay-")
+    assert result == {"order_id": order_id, "status": "COMPLETED", "total": 2000}
+    charged = {key: amount for key, amount in shop.done("charge").items() if order_id in key}
+    assert charged == {f"{order_id}-payment": 2000}
+    notices = {key: notice["status"] for key, notice in shop.done("notice").items()}
+    assert notices[f"{order_id}-COMPLETED"] == "COMPLETED"
+    assert len([key for key in notices if order_id in key]) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", range(1, 7))
+def test_sigkill_around_each_checkpoint_changes_nothing(
+    server: DeadlyAws, shop: Shop, when: str, call: int
+) -> None:
+    server.calls, server.kills, server.death = 0, 0, (when, call)
+    completed(shop, f"order-{when}-{call}")
+    assert server.kills == 1
+
+
+@pytest.mark.parametrize("kind", ["charge", "notice"])
+def test_sigkill_between_an_effect_and_its_checkpoint_is_recognised_by_its_key(
+    server: DeadlyAws, shop: Shop, kind: str
+) -> None:
+    server.death = None
+    (shop.outside / f"{kind}-kills").touch()
+    completed(shop, f"order-{kind}")
+    assert [f"order-{kind}" in key for key in shop.asked(kind)].count(True) == 2
+
+
+def test_two_hundred_orders_with_approvals_in_random_order_are_not_mixed_up(
+    server: DeadlyAws, shop: Shop
+) -> None:
+    server.death = None
+    randomly = random.Random(20261123)
+    orders: dict[str, dict[str, Any]] = {}
+    for number in range(200):
+        price = 100_000 + number if number % 2 else 1000 + number
+        timeouts = {"payment_timeouts": number % 3 % 2}
+        order = order_of(price=price, quantity=1, simulate=timeouts)
+        orders[f"order-{number:03}"] = order | {"order_id": f"order-{number:03}"}
+    with ThreadPoolExecutor(20) as pool:
+        arns = dict(zip(orders, pool.map(shop.start, orders.values()), strict=True))
+    assert len(set(arns.values())) == 200
+
+    asked = [name for name, order in orders.items() if order["items"][0]["price"] >= 100_000]
+    randomly.shuffle(asked)
+    approved = {name: randomly.random() < 0.5 for name in asked}
+    for name in asked:
+        shop.answer(arns[name], {"approved": approved[name], "approver": f"for-{name}"})
+
+    for name, order in orders.items():
+        result = shop.ended(arns[name])
+        total = order["items"][0]["price"]
+        status = "COMPLETED" if approved.get(name, True) else "REJECTED"
+        assert (result["order_id"], result["status"], result["total"]) == (name, status, total)
+        assert result.get("approver") == (f"for-{name}" if name in approved else None)
+    charged = {k: v for k, v in shop.done("charge").items() if k.removesuffix("-payment") in orders}
+    assert charged == {
+        f"{name}-payment": order["items"][0]["price"]
+        for name, order in orders.items()
+        if approved.get(name, True)
+    }
+    notices = [key for key in shop.done("notice") if key.rsplit("-", 1)[0] in orders]
+    assert len(notices) == 200
