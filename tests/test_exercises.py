@@ -10,7 +10,7 @@ import pytest
 from tests.test_readme import README
 
 EXERCISES = re.findall(
-    r"^```diff\n(.*?)^```\n\n```bash\n(.*?)^```\n\n```text\n(.*?)^```$",
+    r"^```diff\n(.*?)^```\n\n```bash\n(.*?)^```\n\n`(test_\w+)`.*?^```text\n(.*?)^```$",
     README,
     re.MULTILINE | re.DOTALL,
 )
@@ -27,8 +27,10 @@ def test_there_are_three_exercises() -> None:
     assert len(EXERCISES) == 3
 
 
-@pytest.mark.parametrize(("diff", "command", "shown"), EXERCISES, ids=range(1, 4))
-def test_each_edit_turns_one_promise_red(folder: Path, diff: str, command: str, shown: str) -> None:
+@pytest.mark.parametrize(("diff", "command", "test", "shown"), EXERCISES, ids=range(1, 4))
+def test_each_edit_turns_one_promise_red(
+    folder: Path, diff: str, command: str, test: str, shown: str
+) -> None:
     program = folder / "app.py"
     program.write_text(apply(diff, program.read_text("utf-8")), "utf-8")
     done = subprocess.run(
@@ -36,4 +38,5 @@ def test_each_edit_turns_one_promise_red(folder: Path, diff: str, command: str, 
     )
     assert done.returncode == 1
     assert shown in done.stdout
+    assert re.search(rf"^FAILED \S+::{test}\b", done.stdout, re.MULTILINE)
     assert re.search(r"^1 failed, 2 passed", done.stdout, re.MULTILINE)

@@ -1,5 +1,6 @@
 """README.md のコマンドを書いてある順に実行し、書いてある出力と比べる。"""
 
+import json
 import os
 import re
 import shlex
@@ -29,7 +30,9 @@ COMMANDS = [
     if language == "bash"
 ]
 OUTCOMES = re.findall(
-    r"^([A-Z_]+)(?:（[^）]*）)?:\n\n```bash\n(.*?)```$", README, re.MULTILINE | re.DOTALL
+    r"^([A-Z_]+)(?:（[^）]*）)?:\n\n```bash\n(.*?)```\n\n```json\n(.*?)```$",
+    README,
+    re.MULTILINE | re.DOTALL,
 )
 SETUP = ["python3 -m venv .venv", ".venv/bin/pip install -q -r {}requirements.txt"]
 
@@ -84,28 +87,31 @@ def test_second_command_is_what_ci_runs_and_its_count_is_right(
 
 def test_readme_lists_all_six_outcomes() -> None:
     table = re.findall(r"^\| ([A-Z_]+) \|[^|]*\|$", README, re.MULTILINE)
-    assert table == [status for status, _ in OUTCOMES]
+    assert table == [status for status, _, _ in OUTCOMES]
     assert len(table) == 6
 
 
-@pytest.mark.parametrize(("status", "command"), OUTCOMES)
+@pytest.mark.parametrize(("status", "command", "shown"), OUTCOMES)
 def test_order_to_paste_ends_as_the_readme_says(
     runner: DurableFunctionTestRunner,
     world: OutsideWorld,
     monkeypatch: pytest.MonkeyPatch,
     status: str,
     command: str,
+    shown: str,
 ) -> None:
     *program, order = shlex.split(command)
     assert program == [".venv/bin/python", "app.py"]
     if status == "APPROVAL_TIMED_OUT":
         monkeypatch.setattr(app, "APPROVAL_TIMEOUT", Duration.from_seconds(1))
     arn = runner.run_async(input=order)
+    answer_of_sato = json.dumps({"approved": False, "approver": "sato"}).encode()
     if status == "REJECTED":
-        runner.send_callback_success(runner.wait_for_callback(arn), b'{"approved": false}')
+        runner.send_callback_success(runner.wait_for_callback(arn), answer_of_sato)
 
-    assert outcome(runner.wait_for_result(arn))["status"] == status
-    assert [notice["status"] for notice in world.inbox.values()] == [status]
+    result = outcome(runner.wait_for_result(arn))
+    assert result == json.loads(shown)
+    assert list(world.inbox.values()) == [result]
 
 
 class Terminal:
