@@ -36,6 +36,7 @@ from aws_durable_execution_sdk_python_testing.model import Execution as Executio
 from aws_durable_execution_sdk_python_testing.model import StartDurableExecutionInput
 from aws_durable_execution_sdk_python_testing.scheduler import Scheduler
 from aws_durable_execution_sdk_python_testing.stores.memory import InMemoryExecutionStore
+from aws_durable_execution_sdk_python_testing.threads import DaemonThreadPool
 from aws_durable_execution_sdk_python_testing.token import CallbackToken
 from aws_durable_execution_sdk_python_testing.worker.registry import ExecutionRegistry
 
@@ -44,6 +45,7 @@ from .errors import AwsError, FunctionError
 from .functions import Function, find_function
 from .workers import Workers
 
+AT_ONCE = 12
 UNQUALIFIED = "You cannot invoke a durable function using an unqualified ARN"
 Query = dict[str, list[str]]
 
@@ -155,6 +157,9 @@ class Executions:
             child_dispatcher=Dispatcher(region, workers),
             region=region,
         )
+        # ランナーは CPU + 4 件までしか同時に呼ばず、広げる公開の口がない。呼び出しの終わりの
+        # 0.1 秒は待つだけなので、ここだけで広げる。workers.py の WARM_LIMIT と合わせること。
+        self.executor._invocation_pool = DaemonThreadPool(max_workers=AT_ONCE)
         if skip_time:
             self.executor.RETRY_BACKOFF_SECONDS = 0
         self.names: dict[tuple[str, str], Execution] = {}

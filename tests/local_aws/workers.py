@@ -29,7 +29,7 @@ from .functions import Function
 from .logs import Log, log_group
 
 INIT_SECONDS = 30
-WARM_LIMIT = 8
+WARM_LIMIT = 16
 OUTCOMES = {"PENDING": "中断", "SUCCEEDED": "完了", "FAILED": "失敗"}
 
 

@@ -1,0 +1,56 @@
+"""AWS の公開料金で、注文 100 万件の値段を計算する。価格はここだけに書く。"""
+
+from dataclasses import dataclass
+
+from .per_order import Cost
+
+# 米ドル。AWS Lambda と Step Functions の公開料金の us-east-1 の値で、2026 年 11 月に使ったもの。
+# 東京の durable functions の価格は確かめられていない。
+REGION = "us-east-1"
+DURABLE_OPERATION = 8.00 / 10**6
+DATA_WRITTEN_GB = 0.25
+DATA_RETAINED_GB_MONTH = 0.15
+REQUEST = 0.20 / 10**6
+ARM64_GB_SECOND = 0.0000133334
+STEP_FUNCTIONS_TRANSITION = 25.00 / 10**6
+
+ORDERS = 10**6
+DAYS_IN_MONTH = 30
+# 同じ注文が Step Functions Standard で通る状態。再試行も 1 回の遷移になる。
+# 開始と終了は数えないので、Step Functions に甘い。
+TRANSITIONS = {
+    "README の注文": "受付 在庫 在庫の分岐 金額の分岐 待ち 支払い 再試行 通知",
+    "承認された注文": "受付 在庫 在庫の分岐 金額の分岐 承認待ち 答えの分岐 支払い 再試行 通知",
+    "却下された注文": "受付 在庫 在庫の分岐 金額の分岐 承認待ち 答えの分岐 通知",
+    "カードが断られた注文": "受付 在庫 在庫の分岐 金額の分岐 待ち 支払い 通知",
+}
+
+
+@dataclass(frozen=True)
+class Bill:
+    """ORDERS 件の値段 (米ドル)。"""
+
+    operations: float
+    written: float
+    retained: float
+    requests: float
+    compute: float
+
+    @property
+    def total(self) -> float:
+        return self.operations + self.written + self.retained + self.requests + self.compute
+
+
+def bill(cost: Cost, memory_mb: int, retention_days: int) -> Bill:
+    gigabytes = cost.stored * ORDERS / 10**9
+    return Bill(
+        operations=cost.billed * ORDERS * DURABLE_OPERATION,
+        written=gigabytes * DATA_WRITTEN_GB,
+        retained=gigabytes * DATA_RETAINED_GB_MONTH * retention_days / DAYS_IN_MONTH,
+        requests=cost.invocations * ORDERS * REQUEST,
+        compute=sum(cost.seconds) * memory_mb / 1024 * ORDERS * ARM64_GB_SECOND,
+    )
+
+
+def step_functions(flow: str) -> float:
+    return len(TRANSITIONS[flow].split()) * ORDERS * STEP_FUNCTIONS_TRANSITION
