@@ -16,6 +16,7 @@ import deploy
 from tests.local_aws.gateway import LocalAws
 
 ROOT = Path(deploy.__file__).parent
+PATIENCE = 60  # 秒
 OUTSIDE = '''
 import json, os, pathlib, signal
 import app
@@ -110,7 +111,9 @@ class Shop:
     def answer(self, arn: str, answer: dict[str, Any]) -> None:
         """注文が承認を求めるのを待ち、答えを送る。"""
         callback_id = None
+        deadline = time.monotonic() + PATIENCE
         while callback_id is None:
+            assert time.monotonic() < deadline, arn
             events = self.functions.get_durable_execution_history(DurableExecutionArn=arn)["Events"]
             for event in events:
                 if event["EventType"] == "CallbackStarted":
@@ -121,9 +124,11 @@ class Shop:
 
     def ended(self, arn: str) -> dict[str, Any]:
         """注文が終わるのを待ち、結果を返す。"""
+        deadline = time.monotonic() + PATIENCE
         while (execution := self.functions.get_durable_execution(DurableExecutionArn=arn))[
             "Status"
         ] == "RUNNING":
+            assert time.monotonic() < deadline, arn
             time.sleep(0.05)
         result: dict[str, Any] = json.loads(execution["Result"])
         return result

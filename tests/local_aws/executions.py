@@ -30,7 +30,6 @@ from aws_durable_execution_sdk_python_testing.exceptions import (
     ResourceNotFoundException,
 )
 from aws_durable_execution_sdk_python_testing.execution import Execution
-from aws_durable_execution_sdk_python_testing.executor import Executor
 from aws_durable_execution_sdk_python_testing.invoker import InvokeResponse, LambdaInvoker
 from aws_durable_execution_sdk_python_testing.model import Execution as ExecutionSummary
 from aws_durable_execution_sdk_python_testing.model import StartDurableExecutionInput
@@ -43,6 +42,7 @@ from aws_durable_execution_sdk_python_testing.worker.registry import ExecutionRe
 from . import ACCOUNT
 from .errors import AwsError, FunctionError
 from .functions import Function, find_function
+from .steady import SteadyExecutor
 from .workers import Workers
 
 AT_ONCE = 12
@@ -145,7 +145,7 @@ class Executions:
         clock = SkipClock() if skip_time else RealClock()
         processor = CheckpointProcessor(self.store, self.scheduler, clock=clock)
         self.invoker = ProcessInvoker(region, self.store, workers)
-        self.executor = Executor(
+        self.executor = SteadyExecutor(
             store=self.store,
             scheduler=self.scheduler,
             invoker=self.invoker,
