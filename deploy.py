@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-INSTALL = ". .venv/bin/activate と pip install -r requirements.txt を実行してください。"
+INSTALL = "source .venv/bin/activate と pip install -r requirements.txt を実行してください。"
 try:
     import boto3
     from botocore.config import Config
