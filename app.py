@@ -4,7 +4,8 @@
      (step)     (step)    (wait か    (step+retry)   (step)
                           callback)
 
-上から順に、ワークフロー、そのステップ、外の世界の代役。`python app.py` で AWS なしに動く。
+上から順に、ワークフロー、ステップ、入力の読み方、外の世界の代役。
+`python app.py` は AWS なしで動く。
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import logging
 import re
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from aws_durable_execution_sdk_python import (
@@ -25,11 +27,7 @@ from aws_durable_execution_sdk_python import (
     durable_step,
 )
 from aws_durable_execution_sdk_python.config import CallbackConfig, Duration, StepConfig
-from aws_durable_execution_sdk_python.retries import (
-    RetryPresets,
-    RetryStrategyConfig,
-    create_retry_strategy,
-)
+from aws_durable_execution_sdk_python.retries import RetryStrategyConfig, create_retry_strategy
 from aws_durable_execution_sdk_python.serdes import JsonSerDes
 
 logger = logging.getLogger(__name__)
@@ -37,83 +35,75 @@ logger = logging.getLogger(__name__)
 APPROVAL_THRESHOLD = 100_000  # 円。この金額から人の承認が要る
 APPROVAL_TIMEOUT = Duration.from_minutes(10)
 SHORT_WAIT = Duration.from_seconds(10)
-EXECUTION_TIMEOUT = Duration.from_minutes(15)  # デプロイが使う。最も長い道筋もこれに収まる
+EXECUTION_TIMEOUT = Duration.from_minutes(20)  # デプロイが使う。最も長い道筋もこれに収まる
 
 
-class InvalidOrderError(Exception):
-    """注文の形が正しくない。メッセージは直すべき項目を示す。"""
+class NoAnswerError(Exception):
+    """外の世界から答えがない。頼んだことが起きたかどうかは、だれにも分からない。"""
 
 
-class GatewayTimeoutError(Exception):
-    """決済代行会社から応答がない。請求されたかどうかも分からない。"""
-
-
-class CardDeclinedError(Exception):
-    """決済代行会社がカードを断った。もう一度試しても答えは変わらない。"""
-
-
-PAYMENT_RETRY = RetryStrategyConfig(  # 間隔は 2 秒から倍々、ジッター（SDK の既定は FULL）付き
+RETRY = RetryStrategyConfig(  # 間隔は 2 秒から倍々、ジッター（SDK の既定は FULL）付き
     max_attempts=4,
     initial_delay=Duration.from_seconds(2),
     backoff_rate=2,
     max_delay=Duration.from_seconds(5),
-    retryable_error_types=[GatewayTimeoutError],
+    retryable_error_types=[NoAnswerError],
 )
 # JsonSerDes なら、ステップの結果が履歴にそのまま読める JSON で残る
-RETRY = StepConfig(create_retry_strategy(PAYMENT_RETRY), serdes=JsonSerDes())
-NO_RETRY = StepConfig(RetryPresets.none(), serdes=JsonSerDes())
+STEP = StepConfig(create_retry_strategy(RETRY), serdes=JsonSerDes())
 
 
 # ---- ワークフロー ----------------------------------------------------------------
 # 待つときは終了し、再開のたびに先頭から実行し直す（リプレイ）。
-# 済んだ context の呼び出しは実行せず、記録した結果を返す。
+# 済んだステップや待ちは実行せず、記録した結果を返す。
 
 
 @durable_execution
 def handler(event: Any, context: DurableContext) -> dict[str, Any]:
     """注文 1 件を受付から通知まで運び、order_id・status・total（円）を含む結果を返す。
 
-    断られた注文も結果である。不正な注文は InvalidOrderError で失敗する。
+    断られた注文も結果である。不正な注文は、何も記録せずに InvalidOrderError で失敗する。
+    取り消しか通知に最後まで答えがなければ StepError で失敗し、人が引き継ぐ。
     """
     logger.info("ハンドラー開始")  # リプレイのたびに出る。ステップのログは一度しか出ない
+    validate(event)
+    step = partial(context.step, config=STEP)  # どのステップも同じ方針で
 
-    try:
-        order = context.step(accept_order(event), config=NO_RETRY)
-    except StepError as error:
-        if is_caused_by(error, InvalidOrderError):
-            raise InvalidOrderError(error.message) from error
-        raise
+    order = step(accept_order(event))
 
-    shortages = context.step(check_stock(event["items"]), config=NO_RETRY)
+    shortages = step(check_stock(event["items"]))
     if shortages:
-        return context.step(notify(order, "OUT_OF_STOCK", products=shortages), config=NO_RETRY)
+        return step(notify(order, "OUT_OF_STOCK", products=shortages))
 
     remarks: dict[str, str] = {}
     if order["total"] < APPROVAL_THRESHOLD:
         context.wait(SHORT_WAIT, name="short_wait")
     else:
         callback = context.create_callback("approval", CallbackConfig(timeout=APPROVAL_TIMEOUT))
-        context.step(ask_approver(order, callback.callback_id), config=NO_RETRY)
+        step(ask_approver(order, callback.callback_id))
         try:
             approved, remarks = read_decision(callback.result())
         except CallbackTimeoutError:
-            return context.step(notify(order, "APPROVAL_TIMED_OUT"), config=NO_RETRY)
+            return step(notify(order, "APPROVAL_TIMED_OUT"))
         except CallbackError as error:
             approved, remarks = False, {"reason": str(error)[:200]}
         if not approved:
-            return context.step(notify(order, "REJECTED", **remarks), config=NO_RETRY)
+            return step(notify(order, "REJECTED", **remarks))
 
+    payment_key = f"{order['order_id']}-payment"  # いつ作っても同じ。だから請求は一度になる
     try:
-        payment_id = context.step(pay(order, event.get("simulate", {})), config=RETRY)
+        payment_id = step(pay(order, payment_key, event.get("simulate", {})))
     except StepError as error:
-        if is_caused_by(error, CardDeclinedError):
-            return context.step(notify(order, "PAYMENT_DECLINED"), config=NO_RETRY)
-        if is_caused_by(error, GatewayTimeoutError):
-            return context.step(notify(order, "PAYMENT_FAILED"), config=NO_RETRY)
-        raise
+        match error.error_type:
+            case "app.CardDeclinedError":
+                return step(notify(order, "PAYMENT_DECLINED"))
+            case "app.NoAnswerError":  # 請求されたかもしれないので、取り消してから知らせる
+                step(cancel_payment(payment_key))
+                return step(notify(order, "PAYMENT_FAILED"))
+            case _:
+                raise
 
-    completed = {"payment_id": payment_id, **remarks}
-    return context.step(notify(order, "COMPLETED", **completed), config=NO_RETRY)
+    return step(notify(order, "COMPLETED", payment_id=payment_id, **remarks))
 
 
 # ---- ステップ --------------------------------------------------------------------
@@ -122,9 +112,8 @@ def handler(event: Any, context: DurableContext) -> dict[str, Any]:
 
 
 @durable_step
-def accept_order(ctx: StepContext, event: Any) -> dict[str, Any]:
-    """注文を検証し、order_id と合計 total（円）を返す。不正なら InvalidOrderError。"""
-    validate(event)
+def accept_order(ctx: StepContext, event: dict[str, Any]) -> dict[str, Any]:
+    """注文を受け付け、order_id と合計 total（円）を返す。"""
     total = sum(item["price"] * item["quantity"] for item in event["items"])
     ctx.logger.info("注文 %s を受け付けました: %s 円", event["order_id"], f"{total:,}")
     return {"order_id": event["order_id"], "total": total}
@@ -150,12 +139,18 @@ def ask_approver(ctx: StepContext, order: dict[str, Any], callback_id: str) -> N
 
 
 @durable_step
-def pay(ctx: StepContext, order: dict[str, Any], simulate: dict[str, Any]) -> str:
+def pay(ctx: StepContext, order: dict[str, Any], payment_key: str, simulate: dict[str, Any]) -> str:
     """合計（円）を請求し、payment_id を返す。"""
-    idempotency_key = f"{order['order_id']}-payment"
-    payment_id = charge_card(idempotency_key, order["total"], simulate, ctx.attempt)
+    payment_id = charge_card(payment_key, order["total"], simulate, ctx.attempt)
     ctx.logger.info("%s 円を請求しました: %s", f"{order['total']:,}", payment_id)
     return payment_id
+
+
+@durable_step
+def cancel_payment(ctx: StepContext, payment_key: str) -> None:
+    """答えのなかった請求を取り消す。請求されていなければ、何も起きない。"""
+    cancel_charge(payment_key)
+    ctx.logger.info("請求を取り消しました")
 
 
 @durable_step
@@ -171,6 +166,10 @@ def notify(
 
 
 # ---- 入力を読む ------------------------------------------------------------------
+
+
+class InvalidOrderError(Exception):
+    """注文の形が正しくない。メッセージは直すべき項目を示す。"""
 
 
 def validate(order: Any) -> None:
@@ -225,27 +224,30 @@ def read_decision(payload: str | None) -> tuple[bool, dict[str, str]]:
     return False, {"reason": "承認されませんでした", **remarks}
 
 
-def is_caused_by(error: StepError, cause: type[Exception]) -> bool:
-    """ステップを失敗させた例外が cause か。記録に残るのは例外の型の名前である。"""
-    return error.error_type == f"{cause.__module__}.{cause.__qualname__}"
-
-
 # ---- 外の世界の代役 --------------------------------------------------------------
 
 STOCK = {"prod-001": 1000, "prod-002": 10}
 
 
+class CardDeclinedError(Exception):
+    """決済代行会社がカードを断った。これは答えなので、もう一度試しても変わらない。"""
+
+
 def charge_card(idempotency_key: str, amount: int, simulate: dict[str, Any], attempt: int) -> str:
     """カードに amount 円を請求し、payment_id を返す。同じキーには、請求せずに前と同じ答えを返す。
 
-    失敗は乱数ではなく simulate と試行番号で決まる: CardDeclinedError、GatewayTimeoutError。
+    失敗は乱数ではなく simulate と試行番号で決まる: CardDeclinedError、NoAnswerError。
     """
     time.sleep(simulate.get("payment_seconds", 0))  # 応答を待つ。この間にプロセスを殺してみる
     if simulate.get("card_declined", False):
         raise CardDeclinedError("カードが断られました")
     if attempt <= simulate.get("payment_timeouts", 1):
-        raise GatewayTimeoutError("決済代行会社から応答がありません")
+        raise NoAnswerError("請求への応答がありません")
     return f"pay-{hashlib.sha256(idempotency_key.encode()).hexdigest()[:12]}"
+
+
+def cancel_charge(idempotency_key: str) -> None:
+    """そのキーの請求を取り消し、あとから届いても断る。請求がなければ何も起きない。"""
 
 
 def send_notification(idempotency_key: str, result: dict[str, Any]) -> None:

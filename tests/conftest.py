@@ -5,7 +5,9 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +35,59 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class OutsideWorld:
-    """決済代行会社とお客様の代役。本物と同じく、冪等キーで二度目を見分ける。"""
+    """決済代行会社とお客様の代役。本物と同じく、冪等キーで二度目を見分け、答えを失う。
+
+    scripts には、頼まれたことの名前ごとに、1 回目からの運命を 1 字ずつ書く。その先は答える。
+    A: 起きて、答える。L: 起きるが、答えが届かない。N: 頼みが届かず、起きない。
+    """
 
     def __init__(self) -> None:
         self.payment_calls: list[tuple[str, int]] = []
         self.charges: dict[str, int] = {}
         self.answers: dict[str, str] = {}
+        self.cancelled: list[str] = []
         self.deliveries: list[str] = []
         self.inbox: dict[str, dict[str, Any]] = {}
+        self.scripts: dict[str, str] = {}
+        self._asked: Counter[str] = Counter()
         self._charge_card = app.charge_card
 
     def charge_card(
         self, idempotency_key: str, amount: int, simulate: dict[str, Any], attempt: int
     ) -> str:
         self.payment_calls.append((idempotency_key, amount))
-        if idempotency_key not in self.charges:
-            payment_id = self._charge_card(idempotency_key, amount, simulate, attempt)
-            self.charges[idempotency_key], self.answers[idempotency_key] = amount, payment_id
-        elif self.charges[idempotency_key] != amount:
-            raise RuntimeError("同じ冪等キーで金額の違う請求を断りました")
+        with self._fate(idempotency_key, attempt):
+            if idempotency_key in self.cancelled:
+                raise RuntimeError("取り消したキーの請求を断りました")
+            if idempotency_key not in self.charges:
+                payment_id = self._charge_card(idempotency_key, amount, simulate, attempt)
+                self.charges[idempotency_key] = amount
+                self.answers[idempotency_key] = payment_id
+            elif self.charges[idempotency_key] != amount:
+                raise RuntimeError("同じ冪等キーで金額の違う請求を断りました")
         return self.answers[idempotency_key]
 
+    def cancel_charge(self, idempotency_key: str) -> None:
+        with self._fate(f"{idempotency_key}-cancellation"):
+            self.cancelled.append(idempotency_key)
+            self.charges.pop(idempotency_key, None)
+
     def send_notification(self, idempotency_key: str, result: dict[str, Any]) -> None:
-        self.deliveries.append(idempotency_key)
-        self.inbox.setdefault(idempotency_key, result)
+        with self._fate(f"{result['order_id']}-notice"):
+            self.deliveries.append(idempotency_key)
+            self.inbox.setdefault(idempotency_key, result)
+
+    @contextmanager
+    def _fate(self, name: str, attempt: int = 0) -> Iterator[None]:
+        """頼まれたことを scripts に書かれた運命にあわせる。"""
+        self._asked[name] += 1
+        turn = (attempt or self._asked[name]) - 1
+        fate = self.scripts.get(name, "")[turn : turn + 1]
+        if fate == "N":
+            raise app.NoAnswerError(f"{name} の頼みが届かない")
+        yield
+        if fate == "L":
+            raise app.NoAnswerError(f"{name} の答えが届かない")
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +102,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> OutsideWorld:
     """app の外の世界を、数を数える代役に差し替える。"""
     world = OutsideWorld()
     monkeypatch.setattr(app, "charge_card", world.charge_card)
+    monkeypatch.setattr(app, "cancel_charge", world.cancel_charge)
     monkeypatch.setattr(app, "send_notification", world.send_notification)
     return world
 

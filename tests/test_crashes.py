@@ -31,12 +31,16 @@ Death = tuple[str, int]
 
 @dataclass(frozen=True)
 class Flow:
-    """一つの道筋: 注文と、承認者の答えと、死なずに終わるまでのチェックポイントの呼び出し数。"""
+    """一つの道筋: 注文と、承認者の答えと、死なずに終わるまでのチェックポイントの呼び出し数。
+
+    lost は、支払いの試行ごとの運命（conftest.py の OutsideWorld）。
+    """
 
     status: str
     order: dict[str, Any]
     calls: int
     answer: bytes | None = None
+    lost: str = ""
 
     def points(self, more: int = 0) -> list[Death]:
         """死ぬ点: それぞれの呼び出しの前と後。"""
@@ -53,7 +57,8 @@ FLOWS = [
     Flow("REJECTED", TO_APPROVE, 5, b"{}"),
     Flow("APPROVAL_TIMED_OUT", TO_APPROVE, 5),
     Flow("PAYMENT_DECLINED", order_of(simulate={"card_declined": True}), 5),
-    Flow("PAYMENT_FAILED", order_of(simulate={"payment_timeouts": 10}), 8),
+    Flow("PAYMENT_FAILED", order_of(simulate={"payment_timeouts": 10}), 9),
+    Flow("PAYMENT_FAILED", order_of(simulate={"payment_timeouts": 0}), 9, lost="LNLL"),
 ]
 
 
@@ -117,6 +122,7 @@ def live_through(
 ) -> list[Fate]:
     """lives の数だけ注文を同時に走らせ、どれも死ななかったときと同じに終わることを確かめる。"""
     deaths_of = {f"order-{next(fates.numbers)}": deaths for deaths in lives}
+    world.scripts |= {f"{name}-payment": flow.lost for name in deaths_of}
     arns = {
         name: fates.start(flow.order | {"order_id": name}, deaths_of[name]) for name in deaths_of
     }
@@ -143,7 +149,7 @@ def live_through(
     return [fates.by_arn[arn] for arn in arns.values()]
 
 
-@pytest.fixture(params=FLOWS, ids=lambda flow: f"{flow.status}-{flow.calls}")
+@pytest.fixture(params=FLOWS, ids=lambda flow: f"{flow.status}-{flow.calls}{flow.lost}")
 def flow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Flow:
     flow: Flow = request.param
     if flow.status == "APPROVAL_TIMED_OUT":

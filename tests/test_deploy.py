@@ -171,7 +171,7 @@ def test_first_run_creates_version_1_and_prints_how_to_invoke_it(
     deploy.main()
 
     function = aws.client.get_function_configuration(FunctionName=deploy.FUNCTION_NAME)
-    assert function["DurableConfig"] == {"ExecutionTimeout": 900, "RetentionPeriodInDays": 1}
+    assert function["DurableConfig"] == {"ExecutionTimeout": 1200, "RetentionPeriodInDays": 1}
     assert function["LoggingConfig"]["LogFormat"] == "JSON"
     assert function["LoggingConfig"]["ApplicationLogLevel"] == "INFO"
     assert (function["Runtime"], function["Architectures"]) == ("python3.13", ["arm64"])

@@ -23,11 +23,11 @@ def apply(diff: str, code: str) -> str:
     return code.replace(old, new)
 
 
-def test_there_are_three_exercises() -> None:
-    assert len(EXERCISES) == 3
+def test_there_are_four_exercises() -> None:
+    assert len(EXERCISES) == 4
 
 
-@pytest.mark.parametrize(("diff", "command", "test", "shown"), EXERCISES, ids=range(1, 4))
+@pytest.mark.parametrize(("diff", "command", "test", "shown"), EXERCISES, ids=range(1, 5))
 def test_each_edit_turns_one_promise_red(
     folder: Path, diff: str, command: str, test: str, shown: str
 ) -> None:
@@ -39,4 +39,4 @@ def test_each_edit_turns_one_promise_red(
     assert done.returncode == 1
     assert shown in done.stdout
     assert re.search(rf"^FAILED \S+::{test}\b", done.stdout, re.MULTILINE)
-    assert re.search(r"^1 failed, 2 passed", done.stdout, re.MULTILINE)
+    assert re.search(r"^1 failed, 3 passed", done.stdout, re.MULTILINE)

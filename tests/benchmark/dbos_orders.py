@@ -31,7 +31,7 @@ RETRY_INTERVAL = 0.0  # 同じく、ふだんは 2 秒
 STOCK = {"prod-001": 1000, "prod-002": 10}
 
 
-class GatewayTimeoutError(Exception):
+class NoAnswerError(Exception):
     pass
 
 
@@ -39,12 +39,22 @@ class CardDeclinedError(Exception):
     pass
 
 
-def is_timeout(error: BaseException) -> bool:
-    return isinstance(error, GatewayTimeoutError)
+def is_unanswered(error: BaseException) -> bool:
+    return isinstance(error, NoAnswerError)
+
+
+RETRY = {
+    "retries_allowed": True,
+    "max_attempts": 4,
+    "interval_seconds": RETRY_INTERVAL,
+    "backoff_rate": 2,
+    "should_retry": is_unanswered,
+}
 
 
 @DBOS.workflow()
 def process_order(event: dict[str, Any]) -> dict[str, Any]:
+    validate(event)
     order = accept_order(event)
 
     shortages = check_stock(event["items"])
@@ -63,25 +73,26 @@ def process_order(event: dict[str, Any]) -> dict[str, Any]:
         if not approved:
             return notify(order, "REJECTED", **remarks)
 
+    payment_key = f"{order['order_id']}-payment"
     try:
-        payment_id = pay(order, event.get("simulate", {}))
+        payment_id = pay(order, payment_key, event.get("simulate", {}))
     except CardDeclinedError:
         return notify(order, "PAYMENT_DECLINED")
     except dbos_error.DBOSMaxStepRetriesExceeded:
+        cancel_payment(payment_key)
         return notify(order, "PAYMENT_FAILED")
 
     return notify(order, "COMPLETED", payment_id=payment_id, **remarks)
 
 
-@DBOS.step()
+@DBOS.step(**RETRY)
 def accept_order(event: dict[str, Any]) -> dict[str, Any]:
-    validate(event)
     total = sum(item["price"] * item["quantity"] for item in event["items"])
     DBOS.logger.info(f"注文 {event['order_id']} を受け付けました: {total:,} 円")
     return {"order_id": event["order_id"], "total": total}
 
 
-@DBOS.step()
+@DBOS.step(**RETRY)
 def check_stock(items: list[dict[str, Any]]) -> list[str]:
     wanted: Counter[str] = Counter()
     for item in items:
@@ -91,27 +102,26 @@ def check_stock(items: list[dict[str, Any]]) -> list[str]:
     return shortages[:10]
 
 
-@DBOS.step()
+@DBOS.step(**RETRY)
 def ask_approver(order: dict[str, Any], workflow_id: str) -> None:
     DBOS.logger.info(f"{order['total']:,} 円の承認を頼みました: {workflow_id}")
 
 
-@DBOS.step(
-    retries_allowed=True,
-    max_attempts=4,
-    interval_seconds=RETRY_INTERVAL,
-    backoff_rate=2,
-    should_retry=is_timeout,
-)
-def pay(order: dict[str, Any], simulate: dict[str, Any]) -> str:
-    idempotency_key = f"{order['order_id']}-payment"
+@DBOS.step(**RETRY)
+def pay(order: dict[str, Any], payment_key: str, simulate: dict[str, Any]) -> str:
     attempt = DBOS.step_status.current_attempt + 1  # DBOS は 0 から数える
-    payment_id = charge_card(idempotency_key, order["total"], simulate, attempt)
+    payment_id = charge_card(payment_key, order["total"], simulate, attempt)
     DBOS.logger.info(f"{order['total']:,} 円を請求しました: {payment_id}")
     return payment_id
 
 
-@DBOS.step()
+@DBOS.step(**RETRY)
+def cancel_payment(payment_key: str) -> None:
+    cancel_charge(payment_key)
+    DBOS.logger.info("請求を取り消しました")
+
+
+@DBOS.step(**RETRY)
 def notify(order: dict[str, Any], status: str, **details: Any) -> dict[str, Any]:
     result = {"order_id": order["order_id"], "status": status, "total": order["total"], **details}
     idempotency_key = f"{order['order_id']}-{status}"
@@ -135,8 +145,12 @@ def charge_card(idempotency_key: str, amount: int, simulate: dict[str, Any], att
     if simulate.get("card_declined", False):
         raise CardDeclinedError
     if attempt <= simulate.get("payment_timeouts", 1):
-        raise GatewayTimeoutError
+        raise NoAnswerError
     return f"pay-{hashlib.sha256(idempotency_key.encode()).hexdigest()[:12]}"
+
+
+def cancel_charge(idempotency_key: str) -> None:
+    pass
 
 
 def send_notification(idempotency_key: str, result: dict[str, Any]) -> None:
