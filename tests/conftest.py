@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_durable_execution_sdk_python_testing import runner as runner_module
-from aws_durable_execution_sdk_python_testing.runner import (
-    DurableFunctionTestResult,
-    DurableFunctionTestRunner,
-)
+from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestResult
 
 import app
-from tests.local_aws.steady import SteadyExecutor
+from tests.steady import DurableFunctionTestRunner
 
 ROOT = Path(app.__file__).parent
 README_ORDER: dict[str, Any] = {
@@ -108,11 +104,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> OutsideWorld:
 
 
 @pytest.fixture
-def runner(
-    world: OutsideWorld, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DurableFunctionTestRunner]:
+def runner(world: OutsideWorld) -> Iterator[DurableFunctionTestRunner]:
     """待ち時間を飛ばす公式のローカルランナー。"""
-    monkeypatch.setattr(runner_module, "Executor", SteadyExecutor)
     with DurableFunctionTestRunner(app.handler, poll_interval=0.01) as runner:
         yield runner
 

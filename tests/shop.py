@@ -17,41 +17,6 @@ from tests.local_aws.gateway import LocalAws
 
 ROOT = Path(deploy.__file__).parent
 PATIENCE = 60  # 秒
-OUTSIDE = '''
-import json, os, pathlib, signal
-import app
-
-FOLDER = pathlib.Path(os.environ["OUTSIDE"])
-real_charge_card = app.charge_card
-
-
-def record(kind, key, value):
-    """冪等キーごとに一度だけ書く。頼まれた回数は別に残す。"""
-    with open(FOLDER / f"{kind}-asked", "a") as asked:
-        asked.write(f"{key}\\n")
-    text = json.dumps(value)
-    try:
-        with open(FOLDER / f"{kind}-{key}", "x") as once:
-            once.write(text)
-    except FileExistsError:
-        assert (FOLDER / f"{kind}-{key}").read_text() == text, "same key, another value"
-    try:
-        (FOLDER / f"{kind}-kills").unlink()
-    except FileNotFoundError:
-        return
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def charge_card(idempotency_key, amount, simulate, attempt):
-    payment_id = real_charge_card(idempotency_key, amount, simulate, attempt)
-    record("charge", idempotency_key, amount)
-    return payment_id
-
-
-app.charge_card = charge_card
-app.send_notification = lambda key, result: record("notice", key, result)
-handler = app.handler
-'''
 
 
 class Shop:
@@ -73,7 +38,7 @@ class Shop:
         self.allow(json.loads((ROOT / "durable-policy.json").read_text("utf-8")))
         code = io.BytesIO(deploy.build_zip())
         with zipfile.ZipFile(code, "a") as archive:
-            archive.writestr(zipfile.ZipInfo("outside.py"), OUTSIDE)
+            archive.write(ROOT / "tests" / "outside.py", "outside.py")
         settings = deploy.desired_settings(role["Arn"]) | {
             "Handler": "outside.handler",
             "Environment": {"Variables": {"OUTSIDE": str(outside)}},

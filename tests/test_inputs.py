@@ -93,6 +93,7 @@ def test_every_order_ends_as_listed_and_only_approved_orders_are_charged(
     runner: DurableFunctionTestRunner, world: OutsideWorld, batch: list[tuple[Any, bytes]]
 ) -> None:
     world.charges.clear()
+    world.cancelled.clear()
     started = []
     for number, (order, answer) in enumerate(batch):
         if isinstance(order, dict) and order.get("order_id") == "order-123":

@@ -60,19 +60,44 @@ def columns(line: str) -> int:
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)
 
 
-def test_first_command_prints_what_the_readme_shows_within_80_columns() -> None:
-    command, expected = command_with("python app.py\n")
+def test_first_command_prints_what_the_readme_shows_within_80_columns(
+    folder: Path,
+) -> None:
+    command, expected = command_with("venv .venv && .venv/bin/pip install -q -r requirements.txt")
     arguments = without_setup(command)
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=60)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert_shown(without_times(done.stdout), without_times(expected))
     assert [line for line in done.stdout.splitlines() if columns(line) > 80] == []
 
 
+def test_stopped_in_the_wait_the_same_command_goes_on_as_the_readme_shows(folder: Path) -> None:
+    stop, go_on = (shown for command, shown in COMMANDS if command == ".venv/bin/python app.py\n")
+    for shown in (stop, go_on):
+        process = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout
+        printed = ""
+        if shown is stop:
+            while "待ちます" not in printed:
+                printed += process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            printed += "^C"
+        out, err = process.communicate(timeout=60)
+        printed += out + err
+        assert process.returncode == (130 if shown is stop else 0)
+        assert_shown(without_times(printed), without_times(shown))
+
+
 def without_times(text: str) -> str:
     """実行のたびに変わる時刻とジッターを伏せる。"""
-    return re.sub(r"^ *\d+\.\d 秒|\d+ 秒後", "N 秒", text, flags=re.MULTILINE)
+    return re.sub(r"^ *\d+\.\d 秒|\d+ 秒[後待]|\d+\.\d 秒[ので]", "N 秒", text, flags=re.MULTILINE)
 
 
 def test_second_command_is_what_ci_runs_and_its_count_is_right(

@@ -8,7 +8,7 @@ from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestR
 
 import app
 from tests.conftest import OutsideWorld, order_of, outcome
-from tests.local_aws.steady import SteadyExecutor
+from tests.steady import SteadyExecutor
 
 
 class RearmedMeanwhile(SteadyExecutor):

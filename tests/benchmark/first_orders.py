@@ -9,9 +9,9 @@ import sys
 import time
 
 from aws_durable_execution_sdk_python.execution import durable_execution
-from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestRunner
 
 import app
+from tests.steady import DurableFunctionTestRunner
 
 from .per_order import README_ORDER
 

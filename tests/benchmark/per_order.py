@@ -17,7 +17,8 @@ from aws_durable_execution_sdk_python.lambda_service import (
     OperationUpdate,
     StateOutput,
 )
-from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestRunner
+
+from tests.steady import DurableFunctionTestRunner
 
 README_ORDER: dict[str, Any] = {
     "order_id": "order-123",

@@ -39,10 +39,11 @@ from aws_durable_execution_sdk_python_testing.threads import DaemonThreadPool
 from aws_durable_execution_sdk_python_testing.token import CallbackToken
 from aws_durable_execution_sdk_python_testing.worker.registry import ExecutionRegistry
 
+from tests.steady import SteadyExecutor
+
 from . import ACCOUNT
 from .errors import AwsError, FunctionError
 from .functions import Function, find_function
-from .steady import SteadyExecutor
 from .workers import Workers
 
 AT_ONCE = 12

@@ -1,6 +1,10 @@
-"""公式ランナーの、起こし損ねることのない Executor。"""
+"""公式ランナーの、起こし損ねることのない版。テスト、`python app.py`、手元の AWS が使う。"""
 
+from aws_durable_execution_sdk_python_testing import runner
 from aws_durable_execution_sdk_python_testing.executor import Executor
+from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestRunner
+
+__all__ = ["DurableFunctionTestRunner", "SteadyExecutor"]
 
 
 class SteadyExecutor(Executor):
@@ -14,3 +18,7 @@ class SteadyExecutor(Executor):
         if super()._fire_due_operations(execution_arn):
             self._invoke_execution(execution_arn)
         return False  # 起動はもう頼んだ
+
+
+# ランナーには Executor を選ぶ口がない。差し替える場所はここだけ。
+runner.Executor = SteadyExecutor  # type: ignore[attr-defined]
