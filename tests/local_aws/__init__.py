@@ -23,6 +23,7 @@ AWS と違うところ。AWS そのものの上では動かしていない。
 
 import os
 
-# moto は読み込まれるときにこれを見る。AWSLambdaBasicExecutionRole などを使えるようにする。
-os.environ.setdefault("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
+# moto は読み込まれるときにこれを見る。AWSLambdaBasicExecutionRole などを使えるようにし、
+# どのページにも答えを読ませない。
+os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = os.environ["MOTO_DISABLE_GLOBAL_CORS"] = "true"
 ACCOUNT = "123456789012"
