@@ -13,6 +13,7 @@ AWS と違うところ。AWS そのものの上では動かしていない。
 
 - 確かめる権限は、関数のロールのチェックポイント、状態の取得、ログの書き込みだけ。
   Condition や NotAction のある Allow は許さない。署名の中身と参加者の権限は見ない。
+- ペイロードの大きさは確かめない。
 - 何も保存しない。終われば、関数も実行も消える。RetentionPeriodInDays は覚えるだけ。
 - 関数はすぐ Active になり、Runtime と Architectures によらず手元の Python で走る。
   メモリーや /tmp の上限、レイヤー、VPC、X-Ray、環境変数の暗号化はない。

@@ -45,7 +45,7 @@ class Store(InMemoryExecutionStore):
     def __init__(self, region: str, report: Callable[[str], None]) -> None:
         super().__init__()
         self.region, self.report = region, report
-        self.ended: dict[str, threading.Event] = {}
+        self.ended: set[str] = set()
 
     def save(self, execution: Execution) -> None:
         if not execution.durable_execution_arn.startswith("arn:"):
@@ -53,11 +53,9 @@ class Store(InMemoryExecutionStore):
             start = execution.start_input
             path = f"/durable-execution/{start.execution_name}/{start.invocation_id}"
             execution.durable_execution_arn = execution.function_arn(self.region) + path
-            self.ended[execution.durable_execution_arn] = threading.Event()
         super().save(execution)
-        ended = self.ended[execution.durable_execution_arn]
-        if execution.is_complete and not ended.is_set():
-            ended.set()
+        if execution.is_complete and execution.durable_execution_arn not in self.ended:
+            self.ended.add(execution.durable_execution_arn)
             start = execution.start_input
             where = f"{start.function_name}:{start.function_qualifier}"
             self.report(f"{where}  {start.execution_name}  実行終了 {status(execution)}")
@@ -132,7 +130,6 @@ class Executions:
         self.scheduler.start()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        self.executor.shutdown()
         self.registry.shutdown()
         self.scheduler.stop()  # type: ignore[no-untyped-call]
 

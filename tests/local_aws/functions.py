@@ -30,9 +30,9 @@ class Function(LambdaFunction):
     def __init__(
         self, account_id: str, spec: dict[str, Any], region: str, version: str | int = 1
     ) -> None:
-        super().__init__(account_id, spec, region, version)
-        _check_role(self.role)
+        _check_role(spec["Role"])
         _check_code(spec["Code"])
+        super().__init__(account_id, spec, region, version)
         self.durable_config: dict[str, int] | None = None
         self.logging_config: dict[str, str] = JSON_LOGS | spec.get("LoggingConfig", {})
         if "DurableConfig" in spec:
@@ -114,9 +114,8 @@ def _check_role(arn: str) -> None:
 
 def _check_code(code: dict[str, Any]) -> None:
     if not zipfile.is_zipfile(io.BytesIO(base64.b64decode(code.get("ZipFile", "")))):
-        raise InvalidParameterValueException(
-            "Could not unzip uploaded file. ZipFile is needed here."
-        )
+        message = "Could not unzip uploaded file. The local AWS reads code from ZipFile only."
+        raise InvalidParameterValueException(message)
 
 
 def _durable_config(current: dict[str, int], spec: dict[str, Any]) -> dict[str, int]:

@@ -22,7 +22,6 @@ from .functions import find_function, named
 from .workers import Workers
 
 SYNC_SECONDS = 900
-LIMITS = {"RequestResponse": 6 * 1024 * 1024, "Event": 1024 * 1024}
 INVOKE = {"FunctionName", "Qualifier", "InvocationType", "DurableExecutionName", "Payload"}
 FOR_ROLES = {"CheckpointDurableExecution", "GetDurableExecutionState"}
 
@@ -109,7 +108,7 @@ class LocalAws:
             raise AwsError(403, "AccessDeniedException", message)
         try:
             call = read_call(request, path)
-            if call.service == "lambda" and call.operation == "Invoke":
+            if call.operation == "Invoke":
                 return self.invoke(call.region, call.params)
             if call.operation in OPERATIONS:
                 return self.durable(call)
@@ -142,7 +141,7 @@ class LocalAws:
         name, qualifier = named(params["FunctionName"], params.get("Qualifier"))
         function = find_function(region, name, qualifier)
         kind = params.get("InvocationType", "RequestResponse")
-        if beyond := [*params.keys() - INVOKE, *{kind} - LIMITS.keys()]:
+        if beyond := [*params.keys() - INVOKE, *{kind} - {"RequestResponse", "Event"}]:
             raise BeyondError(", ".join(beyond))
         if not function.durable_config:
             raise BeyondError("DurableConfig のない関数")
@@ -151,7 +150,7 @@ class LocalAws:
         if qualifier is None:
             message = "You cannot invoke a durable function using an unqualified ARN"
             raise AwsError(400, "InvalidParameterValueException", message)
-        payload = parse_payload(params["Payload"], kind)
+        payload = parse_payload(params["Payload"])
         executions = self.executions(region)
         execution_name = params.get("DurableExecutionName", str(uuid.uuid4()))
         execution = executions.start(function, execution_name, payload)
@@ -162,7 +161,7 @@ class LocalAws:
         }
         if kind == "Event":
             return Response(status=202, headers=headers)
-        executions.store.ended[execution.durable_execution_arn].wait(SYNC_SECONDS)
+        executions.executor.wait_until_complete(execution.durable_execution_arn, SYNC_SECONDS)
         if status(execution) == "SUCCEEDED" and execution.result:
             answer = execution.result.result or "null"
         else:
@@ -195,10 +194,7 @@ class LocalAws:
             raise AwsError(403, "AccessDeniedException", f"{message} {reason}")
 
 
-def parse_payload(body: bytes, kind: str) -> str:
-    if len(body) > LIMITS[kind]:
-        message = f"{len(body)} byte payload is too large for the {kind} invocation type "
-        raise AwsError(413, "RequestTooLargeException", f"{message}(limit {LIMITS[kind]} bytes)")
+def parse_payload(body: bytes) -> str:
     try:
         payload = body.decode() or "{}"
         json.loads(payload, parse_constant=int)  # NaN を断る

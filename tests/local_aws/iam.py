@@ -14,7 +14,6 @@ from moto.iam.models import Role, iam_backends
 
 from . import ACCOUNT
 
-Statement = dict[str, Any]
 PLAIN = {"Sid", "Effect", "Action", "Resource"}
 
 
@@ -62,7 +61,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _names(statement: Statement, element: str, value: str) -> bool:
+def _names(statement: dict[str, Any], element: str, value: str) -> bool:
     """文の element が value に当てはまるか。書いてなければ (NotAction など) 当てはまるとみなす。"""
     flags = re.IGNORECASE if element == "Action" else 0
     return any(
