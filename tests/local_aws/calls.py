@@ -107,7 +107,7 @@ def _params(shape: Shape, uri: dict[str, str], request: Request, elsewhere: str)
         content = {payload: content}
     elif not isinstance(content, dict):
         raise ValueError("not an object")
-    return content | params  # URL の引数は、本文で置き換えられない
+    return params | content
 
 
 def _check(shape: Shape, value: Any, name: str) -> None:

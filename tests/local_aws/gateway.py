@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import socket
 import threading
 import uuid
@@ -56,7 +55,6 @@ class LocalAws:
     def __init__(
         self, port: int = 0, skip_time: bool = False, report: Callable[[str], None] = lambda _: None
     ) -> None:
-        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
         self.socket = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self.socket.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
@@ -135,6 +133,7 @@ class LocalAws:
         response = Response.from_app(self.moto[service], request.environ | read)
         if response.get_data().startswith(b"<!doctype html>"):
             raise AwsError(response.status_code, "ServiceException", "moto が読めない要求です。")
+        response.content_type = "text/xml" if service == "iam" else "application/json"
         return response
 
     def invoke(self, region: str, params: Params) -> Response:
