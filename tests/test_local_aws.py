@@ -301,6 +301,7 @@ def test_own_names_are_answered(account: Account, host: bytes) -> None:
     status, head, body = exchange(account, iam_call(b"Host: " + host + b"\r\n"))
     assert status == 200
     assert b"<ListRolesResponse" in body
+    assert exchange(account, post(b"").replace(b"POST", b"GET"))[0] == 200
     assert b"access-control" not in head
 
 
