@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from werkzeug.wrappers import Request, Response
+from werkzeug.wrappers import Response
 
 from tests.conftest import order_of
+from tests.local_aws.calls import Call
 from tests.local_aws.gateway import LocalAws
 from tests.shop import Shop
 
@@ -22,18 +23,18 @@ class DeadlyAws(LocalAws):
     kills = 0
     death: tuple[str, int] | None = None
 
-    def durable(self, request: Request, path: str) -> Response:
-        if not path.endswith("/checkpoint"):
-            return super().durable(request, path)
+    def durable(self, call: Call) -> Response:
+        if call.operation != "CheckpointDurableExecution":
+            return super().durable(call)
         self.calls += 1
-        call = self.calls
-        self.strike("before", call)
-        response = super().durable(request, path)
-        self.strike("after", call)
+        number = self.calls
+        self.strike("before", number)
+        response = super().durable(call)
+        self.strike("after", number)
         return response
 
-    def strike(self, when: str, call: int) -> None:
-        if self.death != (when, call):
+    def strike(self, when: str, number: int) -> None:
+        if self.death != (when, number):
             return
         for worker in list(self.workers.busy):
             os.kill(worker.process.pid, signal.SIGKILL)

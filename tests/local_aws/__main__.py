@@ -19,12 +19,9 @@ unset AWS_PROFILE AWS_SESSION_TOKEN
 """
 
 
-ONE_LINE_AT_A_TIME = threading.Lock()
-
-
 def show(line: str) -> None:
-    with ONE_LINE_AT_A_TIME:
-        print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+    # 改行と分けて書くと、別のスレッドの行と混ざる。
+    print(f"{time.strftime('%H:%M:%S')}  {line}\n", end="", flush=True)
 
 
 def main() -> int:

@@ -5,26 +5,14 @@
 """
 
 import json
-import operator
 import threading
-import uuid
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 from aws_durable_execution_sdk_python.execution import DurableExecutionInvocationInput
-from aws_durable_execution_sdk_python.lambda_service import ErrorObject
+from aws_durable_execution_sdk_python.lambda_service import ErrorObject, OperationUpdate
 from aws_durable_execution_sdk_python_testing.checkpoint.processor import CheckpointProcessor
-from aws_durable_execution_sdk_python_testing.child_dispatcher import (
-    ChainedInvokeRequest,
-    ChildOutcome,
-    DispatchResult,
-    FunctionTarget,
-    RunInvocation,
-    StartChild,
-    failed_to_start,
-)
-from aws_durable_execution_sdk_python_testing.clock import RealClock, SkipClock
+from aws_durable_execution_sdk_python_testing.clock import Clock, RealClock, SkipClock
 from aws_durable_execution_sdk_python_testing.exceptions import (
     AwsApiException,
     ResourceNotFoundException,
@@ -43,12 +31,13 @@ from tests.steady import SteadyExecutor
 
 from . import ACCOUNT
 from .errors import AwsError, FunctionError
-from .functions import Function, find_function
+from .functions import Function, find_function, named
+from .history import FailedInvocation, as_aws_writes
 from .workers import Workers
 
 AT_ONCE = 12
-UNQUALIFIED = "You cannot invoke a durable function using an unqualified ARN"
-Query = dict[str, list[str]]
+EVERYTHING = 2**31
+Params = dict[str, Any]
 
 
 class Store(InMemoryExecutionStore):
@@ -57,7 +46,7 @@ class Store(InMemoryExecutionStore):
     def __init__(self, region: str, report: Callable[[str], None]) -> None:
         super().__init__()
         self.region, self.report = region, report
-        self.ended: dict[str, threading.Event] = {}
+        self.ended: set[str] = set()
 
     def save(self, execution: Execution) -> None:
         if not execution.durable_execution_arn.startswith("arn:"):
@@ -65,11 +54,9 @@ class Store(InMemoryExecutionStore):
             start = execution.start_input
             path = f"/durable-execution/{start.execution_name}/{start.invocation_id}"
             execution.durable_execution_arn = execution.function_arn(self.region) + path
-            self.ended[execution.durable_execution_arn] = threading.Event()
         super().save(execution)
-        ended = self.ended[execution.durable_execution_arn]
-        if execution.is_complete and not ended.is_set():
-            ended.set()
+        if execution.is_complete and execution.durable_execution_arn not in self.ended:
+            self.ended.add(execution.durable_execution_arn)
             start = execution.start_input
             where = f"{start.function_name}:{start.function_qualifier}"
             self.report(f"{where}  {start.execution_name}  実行終了 {status(execution)}")
@@ -80,14 +67,15 @@ class Store(InMemoryExecutionStore):
 class ProcessInvoker(LambdaInvoker):
     """ランナーがハンドラーを呼ぶところ。HTTP で呼び返さず、ワーカープロセスへ直に渡す。"""
 
-    def __init__(self, region: str, store: Store, workers: Workers) -> None:
+    def __init__(self, region: str, store: Store, workers: Workers, clock: Clock) -> None:
         super().__init__(lambda_client=None)
-        self.region, self.store, self.workers = region, store, workers
+        self.region, self.store, self.workers, self.clock = region, store, workers, clock
 
     def invoke(
         self, function_name: str, input: DurableExecutionInvocationInput, *_: Any, **__: Any
     ) -> InvokeResponse:
-        start = self.store.load(input.durable_execution_arn).start_input
+        execution = self.store.load(input.durable_execution_arn)
+        start = execution.start_input
         try:
             function = find_function(self.region, start.function_name, start.function_qualifier)
         except AwsError as error:
@@ -95,42 +83,18 @@ class ProcessInvoker(LambdaInvoker):
         if function.identity != owner(start):
             raise ResourceNotFoundException(f"Function not found: {function_name}")
         event = json.dumps(input.to_json_dict())
+        began = self.clock.now()
         try:
             answer, request_id = self.workers.invoke(function, event, start.execution_name)
         except FunctionError as error:
+            # ランナーは、答えを返さなかった呼び出しを記録しない。
+            failure = {"ErrorType": error.kind, "ErrorMessage": str(error)}
+            execution.invocation_completions.append(
+                FailedInvocation(began, self.clock.now(), error.request_id, failure)
+            )
             # ランナーは例外のクラス名を ErrorType にする。組み込みならモジュール名は付かない。
-            kind = type(error.payload["errorType"], (Exception,), {"__module__": "builtins"})
-            raise kind(str(error)) from error
+            raise type(error.kind, (Exception,), {"__module__": "builtins"})(str(error)) from error
         return InvokeResponse.from_payload(answer.encode(), request_id)
-
-
-class Dispatcher:
-    """context.invoke の行き先: durable なら子の実行、そうでなければ一度の呼び出し。"""
-
-    def __init__(self, region: str, workers: Workers) -> None:
-        self.region, self.workers = region, workers
-
-    def preflight(self, target: FunctionTarget) -> ChildOutcome | None:
-        try:
-            function = find_function(self.region, target.name, target.qualifier)
-        except AwsError as error:
-            return failed_to_start(error.message, error.code).outcome
-        if function.durable_config and target.qualifier is None:
-            return failed_to_start(UNQUALIFIED, "InvalidParameterValueException").outcome
-        return None
-
-    def dispatch(self, request: ChainedInvokeRequest) -> DispatchResult:
-        function = find_function(self.region, request.function_name, request.qualifier)
-        if function.durable_config:
-            return StartChild(start_input(function, str(uuid.uuid4()), request.payload or "{}"))
-        return RunInvocation(lambda: self._run(function, request.payload))
-
-    def _run(self, function: Function, payload: str | None) -> ChildOutcome:
-        try:
-            return ChildOutcome(result=self.workers.invoke(function, payload or "{}", "-")[0])
-        except FunctionError as error:
-            kind = error.payload["errorType"]
-            return ChildOutcome(error=ErrorObject(str(error), kind, None, None))
 
 
 class Executions:
@@ -145,7 +109,7 @@ class Executions:
         self.registry = ExecutionRegistry(self.store, self.scheduler)
         clock = SkipClock() if skip_time else RealClock()
         processor = CheckpointProcessor(self.store, self.scheduler, clock=clock)
-        self.invoker = ProcessInvoker(region, self.store, workers)
+        self.invoker = ProcessInvoker(region, self.store, workers, clock)
         self.executor = SteadyExecutor(
             store=self.store,
             scheduler=self.scheduler,
@@ -155,7 +119,6 @@ class Executions:
             invocation_timeout_seconds=86_400,
             registry=self.registry,
             clock=clock,
-            child_dispatcher=Dispatcher(region, workers),
             region=region,
         )
         # ランナーは CPU + 4 件までしか同時に呼ばず、広げる公開の口がない。呼び出しの終わりの
@@ -168,18 +131,26 @@ class Executions:
         self.scheduler.start()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        self.executor.shutdown()
         self.registry.shutdown()
         self.scheduler.stop()  # type: ignore[no-untyped-call]
 
     def start(self, function: Function, name: str, payload: str) -> Execution:
         """同じ名前と同じ入力は同じ実行。名前が同じで入力が違えば断る。"""
+        config = function.durable_config or {}
+        asked = StartDurableExecutionInput(
+            account_id=ACCOUNT,
+            function_name=function.function_name,
+            function_qualifier=str(function.version),
+            execution_name=name,
+            execution_timeout_seconds=config["ExecutionTimeout"],
+            execution_retention_period_days=config["RetentionPeriodInDays"],
+            trace_fields={"owner": function.identity},
+            input=payload,
+        )
         key = (function.identity, name)
         with self.lock:
             if key not in self.names:
-                arn = self.executor.start_execution(
-                    start_input(function, name, payload)
-                ).execution_arn
+                arn = self.executor.start_execution(asked).execution_arn
                 self.names[key] = self.store.load(str(arn))
             execution = self.names[key]
         if execution.start_input.input != payload:
@@ -187,11 +158,9 @@ class Executions:
             raise AwsError(409, "DurableExecutionAlreadyStartedException", message)
         return execution
 
-    def wait(self, execution: Execution, seconds: float) -> None:
-        self.store.ended[execution.durable_execution_arn].wait(seconds)
-
-    def describe(self, arn: str, query: Query) -> dict[str, Any]:
-        """GetDurableExecution。ランナーの答えに、AWS が文書にしている残りの項目を足す。"""
+    def describe(self, params: Params) -> dict[str, Any]:
+        """ランナーの答えに、AWS が文書にしている残りの項目を足す。"""
+        arn = params["DurableExecutionArn"]
         answer = self.executor.get_execution_details(arn).to_dict()
         start = self.store.load(arn).start_input
         answer["DurableConfig"] = {
@@ -201,67 +170,101 @@ class Executions:
         if "EndTimestamp" not in answer:
             end = answer["StartTimestamp"].timestamp() + start.execution_timeout_seconds
             answer["ExpectedExecutionTimeoutTimestamp"] = end
-        answer["ExecutionDataIncluded"] = query.get("IncludeExecutionData") != ["false"]
+        answer["ExecutionDataIncluded"] = params.get("IncludeExecutionData", True)
         if not answer["ExecutionDataIncluded"]:
             for key in ("InputPayload", "Result", "Error"):
                 answer.pop(key, None)
         return answer
 
-    def list(self, function: Function, version: str | None, query: Query) -> dict[str, Any]:
+    def history(self, params: Params) -> dict[str, Any]:
+        arn = params["DurableExecutionArn"]
+        events = self.executor.get_execution_history(arn, True, max_items=EVERYTHING).events
+        written = as_aws_writes(events, self.store.load(arn))
+        if not params.get("IncludeExecutionData", True):
+            for part in ("Input", "Result", "Error"):
+                for event in written:
+                    event[f"{event['EventType']}Details"].get(part, {}).pop("Payload", None)
+        if params.get("ReverseOrder"):
+            written.reverse()
+        return page("Events", written, params)
+
+    def list(self, params: Params) -> dict[str, Any]:
         """ランナーの一覧は版も複数の状態も見ないので、並べ方も含めてここで選ぶ。"""
+        name, version = named(params["FunctionName"], params.get("Qualifier"))
+        function = find_function(self.region, name, version)
 
-        def first(key: str, default: str = "") -> str:
-            return query.get(key, [default])[0]
-
-        def chosen(execution: Execution) -> bool:
-            start = execution.start_input
-            return (
+        every = []
+        for execution in self.store.list_all():
+            start, state = execution.start_input, status(execution)
+            entry = ExecutionSummary.from_execution(execution, state, self.region).to_dict()
+            began, called = entry["StartTimestamp"], start.execution_name
+            if (
                 owner(start) == function.identity
                 and version in (None, start.function_qualifier)
-                and first("DurableExecutionName", start.execution_name) == start.execution_name
-                and status(execution) in query.get("Statuses", [status(execution)])
-            )
+                and called == params.get("DurableExecutionName", called)
+                and state in params.get("Statuses", [state])
+                and params.get("StartedAfter", began) <= began <= params.get("StartedBefore", began)
+            ):
+                every.append(entry)
+        every.sort(key=lambda e: e["StartTimestamp"], reverse=not params.get("ReverseOrder"))
+        return page("DurableExecutions", every, params)
 
-        every = [
-            ExecutionSummary.from_execution(e, status(e), self.region).to_dict()
-            for e in self.store.list_all()
-            if chosen(e)
-        ]
-        for key, keep in (("StartedAfter", operator.ge), ("StartedBefore", operator.le)):
-            if key in query:
-                moment = datetime.fromisoformat(first(key))
-                every = [e for e in every if keep(e["StartTimestamp"], moment)]
-        every.sort(key=lambda e: e["StartTimestamp"], reverse=first("ReverseOrder") != "true")
-        begin = int(first("Marker", "0"))
-        end = begin + int(first("MaxItems", "100"))
-        following = {"NextMarker": str(end)} if end < len(every) else {}
-        return {"DurableExecutions": every[begin:end], **following}
+    def stop(self, params: Params) -> dict[str, Any]:
+        error = ErrorObject.from_dict(params["Error"]) if "Error" in params else None
+        return self.executor.stop_execution(params["DurableExecutionArn"], error).to_dict()
 
-    def require_open_callback(self, callback_id: str) -> None:
+    def checkpoint(self, params: Params) -> dict[str, Any]:
+        arn, token = params["DurableExecutionArn"], params["CheckpointToken"]
+        updates = [OperationUpdate.from_dict(update) for update in params.get("Updates", [])]
+        client = params.get("ClientToken")
+        return self.executor.checkpoint_execution(arn, token, updates, client).to_dict()
+
+    def state(self, params: Params) -> dict[str, Any]:
+        arn, token = params["DurableExecutionArn"], params["CheckpointToken"]
+        marker, most = params.get("Marker") or None, params.get("MaxItems") or None
+        return self.executor.get_execution_state(arn, token, marker, most).to_dict()
+
+    def answer(self, params: Params, send: Callable[..., Any], *answer: Any) -> dict[str, Any]:
         """知らないコールバックと、もう答えの要らないコールバックを断る。"""
-        try:
-            execution = self.store.load(CallbackToken.from_str(callback_id).execution_arn)
-            _, operation = execution.find_callback_operation(callback_id)
-        except (ValueError, KeyError, AwsApiException) as error:
-            message = "The callback does not exist."
-            raise AwsError(404, "ResourceNotFoundException", message) from error
-        if execution.is_complete or operation.status.value != "STARTED":
-            message = "The callback has already been closed."
-            raise AwsError(400, "CallbackTimeoutException", message)
+        callback_id = params["CallbackId"]
+        with self.lock:  # 同時に来た二つの答えも、一つだけが通る。
+            try:
+                execution = self.store.load(CallbackToken.from_str(callback_id).execution_arn)
+                _, operation = execution.find_callback_operation(callback_id)
+            except (ValueError, KeyError, TypeError, AwsApiException) as error:
+                message = "The callback does not exist."
+                raise AwsError(404, "ResourceNotFoundException", message) from error
+            if execution.is_complete or operation.status.value != "STARTED":
+                message = "The callback has already been closed."
+                raise AwsError(400, "CallbackTimeoutException", message)
+            send(callback_id, *answer)
+        return {}
 
 
-def start_input(function: Function, name: str, payload: str) -> StartDurableExecutionInput:
-    config = function.durable_config or {}
-    return StartDurableExecutionInput(
-        account_id=ACCOUNT,
-        function_name=function.function_name,
-        function_qualifier=str(function.version),
-        execution_name=name,
-        execution_timeout_seconds=config["ExecutionTimeout"],
-        execution_retention_period_days=config["RetentionPeriodInDays"],
-        trace_fields={"owner": function.identity},
-        input=payload,
-    )
+OPERATIONS: dict[str, Callable[[Executions, Params], dict[str, Any]]] = {
+    "ListDurableExecutionsByFunction": Executions.list,
+    "GetDurableExecution": Executions.describe,
+    "GetDurableExecutionHistory": Executions.history,
+    "GetDurableExecutionState": Executions.state,
+    "CheckpointDurableExecution": Executions.checkpoint,
+    "StopDurableExecution": Executions.stop,
+    "SendDurableExecutionCallbackSuccess": lambda e, params: e.answer(
+        params, e.executor.send_callback_success, params["Result"]
+    ),
+    "SendDurableExecutionCallbackFailure": lambda e, params: e.answer(
+        params, e.executor.send_callback_failure, ErrorObject.from_dict(params.get("Error", {}))
+    ),
+    "SendDurableExecutionCallbackHeartbeat": lambda e, params: e.answer(
+        params, e.executor.send_callback_heartbeat
+    ),
+}
+
+
+def page(key: str, items: list[Any], params: Params) -> dict[str, Any]:
+    begin = int(params.get("Marker") or 0)
+    end = begin + (params.get("MaxItems") or 100)
+    following = {"NextMarker": str(end)} if end < len(items) else {}
+    return {key: items[begin:end], **following}
 
 
 def owner(start: StartDurableExecutionInput) -> str:

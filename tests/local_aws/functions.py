@@ -4,23 +4,23 @@ DurableConfig と LoggingConfig を版ごとに覚え、ロールの信頼ポリ
 コードも設定も変わっていない publish-version には今の版を返す。
 """
 
+import base64
+import io
 import re
 import uuid
+import zipfile
 from typing import Any
 
 import moto.awslambda.models
-from moto.awslambda.exceptions import (
-    InvalidParameterValueException,
-    InvalidRoleFormat,
-    ValidationException,
-)
+from moto.awslambda.exceptions import InvalidParameterValueException
 from moto.awslambda.models import LambdaFunction, lambda_backends
 from moto.core.exceptions import JsonRESTError
 
 from . import ACCOUNT, iam
 from .errors import AwsError
 
-RANGES = {"ExecutionTimeout": 31_622_400, "RetentionPeriodInDays": 90}
+NAME_OR_ARN = re.compile(r"(?:(?:arn:aws:lambda:[\w-]+:)?\d{12}:function:)?([\w-]+)(?::([\w$]+))?")
+JSON_LOGS = {"LogFormat": "JSON", "ApplicationLogLevel": "INFO", "SystemLogLevel": "INFO"}
 PER_VERSION = {"Version", "FunctionArn", "LastModified", "Description", "RevisionId"}
 
 
@@ -30,26 +30,19 @@ class Function(LambdaFunction):
     def __init__(
         self, account_id: str, spec: dict[str, Any], region: str, version: str | int = 1
     ) -> None:
+        _check_role(spec["Role"])
+        _check_code(spec["Code"])
         super().__init__(account_id, spec, region, version)
-        _check_role(self.role)
         self.durable_config: dict[str, int] | None = None
-        self.logging_config: dict[str, str] = spec.get("LoggingConfig", {})
+        self.logging_config: dict[str, str] = JSON_LOGS | spec.get("LoggingConfig", {})
         if "DurableConfig" in spec:
             self.durable_config = _durable_config({"RetentionPeriodInDays": 14}, spec)
         # 消して同じ名前で作り直した関数は、前の関数の実行を引き継がない。
-        self.identity = self.revision = str(uuid.uuid4())
+        self.identity = str(uuid.uuid4())
 
     def get_configuration(self, on_create: bool = False) -> dict[str, Any]:
         configuration = super().get_configuration(on_create)
-        log_format = self.logging_config.get("LogFormat", "Text")
-        levels = {"ApplicationLogLevel": "INFO", "SystemLogLevel": "INFO"}
-        configuration["LoggingConfig"] = {
-            "LogGroup": self.logs_group_name,
-            "LogFormat": log_format,
-            **(levels if log_format == "JSON" else {}),
-            **self.logging_config,
-        }
-        configuration["RevisionId"] = self.revision
+        configuration["LoggingConfig"] = {"LogGroup": self.logs_group_name, **self.logging_config}
         if self.durable_config:
             configuration["DurableConfig"] = self.durable_config
         return configuration
@@ -62,13 +55,12 @@ class Function(LambdaFunction):
                 message = "DurableConfig can only be set when the function is created."
                 raise InvalidParameterValueException(message)
             self.durable_config = _durable_config(self.durable_config, config_updates)
-        self.logging_config = config_updates.get("LoggingConfig", self.logging_config)
-        self.revision = str(uuid.uuid4())
+        self.logging_config = self.logging_config | config_updates.get("LoggingConfig", {})
         return super().update_configuration(config_updates)
 
     def update_function_code(self, updated_spec: dict[str, Any]) -> dict[str, Any]:
+        _check_code(updated_spec)
         self.architectures = updated_spec.get("Architectures", self.architectures)
-        self.revision = str(uuid.uuid4())
         return super().update_function_code(updated_spec)
 
     @property
@@ -94,6 +86,16 @@ class Function(LambdaFunction):
 moto.awslambda.models.LambdaFunction = Function  # type: ignore[misc]
 
 
+def named(name_or_arn: str, qualifier: str | None) -> tuple[str, str | None]:
+    """関数の名前と、:1 のように書かれたか、別に渡された版。"""
+    match = NAME_OR_ARN.fullmatch(name_or_arn)
+    name, written = match.groups() if match else (name_or_arn, None)
+    if written and qualifier and written != qualifier:
+        message = "The derived qualifier from the function name does not match the specified one."
+        raise AwsError(400, "InvalidParameterValueException", message)
+    return name, written or qualifier
+
+
 def find_function(region: str, name: str, qualifier: str | None = None) -> Function:
     try:
         found = lambda_backends[ACCOUNT][region].get_function(name, qualifier)
@@ -104,11 +106,15 @@ def find_function(region: str, name: str, qualifier: str | None = None) -> Funct
 
 
 def _check_role(arn: str) -> None:
-    if not re.match(InvalidRoleFormat.pattern, arn):
-        raise InvalidRoleFormat(arn)
     role = iam.find_role(arn)
     if role is None or not iam.trusts_lambda(role):
         message = "The role defined for the function cannot be assumed by Lambda."
+        raise InvalidParameterValueException(message)
+
+
+def _check_code(code: dict[str, Any]) -> None:
+    if not zipfile.is_zipfile(io.BytesIO(base64.b64decode(code.get("ZipFile", "")))):
+        message = "Could not unzip uploaded file. The local AWS reads code from ZipFile only."
         raise InvalidParameterValueException(message)
 
 
@@ -116,8 +122,4 @@ def _durable_config(current: dict[str, int], spec: dict[str, Any]) -> dict[str, 
     config: dict[str, int] = current | spec["DurableConfig"]
     if "ExecutionTimeout" not in config:
         raise InvalidParameterValueException("DurableConfig requires ExecutionTimeout.")
-    for key, most in RANGES.items():
-        if not 1 <= config[key] <= most:
-            limit = f"Member must have value between 1 and {most}"
-            raise ValidationException(str(config[key]), f"durableConfig.{key}", limit)
     return config

@@ -1,7 +1,7 @@
 """moto の IAM に置かれたロールで、Lambda が何をしてよいかを決める。
 
 moto 自身の判定器は `$LATEST` の `$` や `NotResource` を読み違えるので、文書だけを moto から借りる。
-Condition のある文は、Allow なら許さず、Deny なら拒む (厳しい側に倒す)。
+Condition や NotAction のある文は、Allow なら許さず、Deny なら拒む (厳しい側に倒す)。
 """
 
 import json
@@ -14,7 +14,7 @@ from moto.iam.models import Role, iam_backends
 
 from . import ACCOUNT
 
-Statement = dict[str, Any]
+PLAIN = {"Sid", "Effect", "Action", "Resource"}
 
 
 def find_role(arn: str) -> Role | None:
@@ -29,13 +29,12 @@ def refusal(role_arn: str, action: str, resource: str) -> str | None:
     statements = [
         statement
         for document in _policies(find_role(role_arn))
-        for statement in _statements(document)
-        if _names(statement, "Action", action, ignore_case=True)
-        and _names(statement, "Resource", resource)
+        for statement in _listed(json.loads(document)["Statement"])
+        if _names(statement, "Action", action) and _names(statement, "Resource", resource)
     ]
     if any(statement["Effect"] == "Deny" for statement in statements):
         return "with an explicit deny in an identity-based policy"
-    if any(s["Effect"] == "Allow" and "Condition" not in s for s in statements):
+    if any(s["Effect"] == "Allow" and s.keys() <= PLAIN for s in statements):
         return None
     return f"because no identity-based policy allows the {action} action"
 
@@ -45,8 +44,8 @@ def trusts_lambda(role: Role) -> bool:
         statement["Effect"] == "Allow"
         and isinstance(statement.get("Principal"), dict)
         and "lambda.amazonaws.com" in _listed(statement["Principal"].get("Service"))
-        and _names(statement, "Action", "sts:AssumeRole", ignore_case=True)
-        for statement in _statements(role.assume_role_policy_document)
+        and _names(statement, "Action", "sts:AssumeRole")
+        for statement in _listed(json.loads(role.assume_role_policy_document)["Statement"])
     )
 
 
@@ -58,24 +57,14 @@ def _policies(role: Role | None) -> Iterator[str]:
         yield from (version.document for version in policy.versions if version.is_default)
 
 
-def _statements(document: str) -> list[Statement]:
-    statements: list[Statement] = _listed(json.loads(document)["Statement"])
-    return statements
-
-
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _names(statement: Statement, element: str, value: str, ignore_case: bool = False) -> bool:
-    """文の Action (または NotAction、Resource、NotResource) が value に当てはまるか。"""
-    if f"Not{element}" in statement:
-        patterns = statement[f"Not{element}"]
-    else:
-        patterns = statement.get(element)
-    flags = re.IGNORECASE if ignore_case else 0
-    matched = any(
+def _names(statement: dict[str, Any], element: str, value: str) -> bool:
+    """文の element が value に当てはまるか。書いてなければ (NotAction など) 当てはまるとみなす。"""
+    flags = re.IGNORECASE if element == "Action" else 0
+    return any(
         re.fullmatch(re.escape(p).replace(r"\*", ".*").replace(r"\?", "."), value, flags)
-        for p in _listed(patterns)
+        for p in _listed(statement.get(element, "*"))
     )
-    return matched != (f"Not{element}" in statement)

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import re
 import signal
 import socket
@@ -23,10 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import ACCOUNT
+from moto.logs.models import logs_backends
+
+from . import ACCOUNT, iam
 from .errors import FunctionError
 from .functions import Function
-from .logs import Log, log_group
 
 INIT_SECONDS = 30
 WARM_LIMIT = 16
@@ -38,16 +38,16 @@ class Worker:
 
     def __init__(self, function: Function, packages: Path, env: dict[str, str]) -> None:
         self.function, self.key = function, worker_key(function)
-        self.stream = env["AWS_LAMBDA_LOG_STREAM_NAME"]
+        today = time.strftime("%Y/%m/%d", time.gmtime())
+        self.stream = f"{today}/[{function.version}]{uuid.uuid4().hex}"
         self.ready = False
-        config = function.get_configuration()["LoggingConfig"]
+        level = function.logging_config["ApplicationLogLevel"]
         self.connection, theirs = socket.socketpair()
         self.lines = self.connection.makefile("rb")
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", str(Path(__file__).with_name("worker.py"))),
-                *(str(theirs.fileno()), env["LAMBDA_TASK_ROOT"], str(packages)),
-                *(config["LogFormat"], config.get("ApplicationLogLevel", "")),
+                *(str(theirs.fileno()), env["LAMBDA_TASK_ROOT"], str(packages), level),
                 env["AWS_ENDPOINT_URL"],  # ここから先は、ps と pkill で見分けるため
                 self.name,
             ],
@@ -62,21 +62,20 @@ class Worker:
         )
         theirs.close()
 
-    def run(self, event: str, log: Log) -> str:
+    def run(self, event: str, request_id: str) -> str:
         """一度の呼び出し。プロセスが死ねば EOFError か OSError、時間が尽きれば TimeoutError。"""
         if not self.ready:
-            self._answer(INIT_SECONDS, log)
+            self._answer(INIT_SECONDS, request_id)
         # 答えが来るまでの間に何が起きても、このプロセスは次の呼び出しに使われない。
         self.ready = False
-        log.start()
         arn = f"arn:aws:lambda:{self.function.region}:{ACCOUNT}:function:{self.name}"
         timeout = float(self.function.timeout)
-        job = {"event": event, "request_id": log.request_id, "timeout": timeout, "arn": arn}
+        job = {"event": event, "request_id": request_id, "timeout": timeout, "arn": arn}
         self.connection.settimeout(timeout)
         self.connection.sendall(json.dumps(job).encode() + b"\n")
-        return str(self._answer(timeout, log)["result"])
+        return str(self._answer(timeout, request_id)["result"])
 
-    def _answer(self, seconds: float, log: Log) -> dict[str, Any]:
+    def _answer(self, seconds: float, request_id: str) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while True:
             self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -85,11 +84,11 @@ class Worker:
                 raise EOFError
             message: dict[str, Any] = json.loads(line)
             if "log" in message:
-                log.add(message["log"])
+                write_log(self.function, self.stream, message["log"])
                 continue
             self.ready = "init_error" not in message
             if failure := message.get("error") or message.get("init_error"):
-                raise FunctionError(failure)
+                raise FunctionError(failure["errorType"], failure["errorMessage"], request_id)
             return message
 
     @property
@@ -105,7 +104,7 @@ class Worker:
         self.connection.close()
         return self.process.wait()
 
-    def post_mortem(self, timed_out: bool, request_id: str) -> dict[str, str]:
+    def post_mortem(self, timed_out: bool, request_id: str) -> FunctionError:
         """死んだ、または時間切れのプロセスについて、Lambda が返す形の誤り。"""
         code = self.stop()
         if timed_out:
@@ -115,7 +114,7 @@ class Worker:
             kind = "Runtime.ExitError"
             how = f"signal: {signal.strsignal(-code)}" if code < 0 else f"exit status {code}"
             what = f"Runtime exited with error: {how.lower()}"
-        return {"errorType": kind, "errorMessage": f"RequestId: {request_id} Error: {what}"}
+        return FunctionError(kind, f"RequestId: {request_id} Error: {what}", request_id)
 
 
 class Workers:
@@ -143,22 +142,17 @@ class Workers:
 
     def invoke(self, function: Function, event: str, execution: str) -> tuple[str, str]:
         """ハンドラーを一度走らせ、返した JSON と呼び出しの ID を返す。"""
-        worker = self._take(function)
-        log = Log(function, worker.stream, str(uuid.uuid4()))
-        began = time.monotonic()
-        outcome, status = "失敗", "error"
+        worker, request_id = self._take(function), str(uuid.uuid4())
+        outcome = "失敗"
         try:
-            answer = worker.run(event, log)
-            outcome, status = outcome_of(answer), "success"
-            return answer, log.request_id
+            answer = worker.run(event, request_id)
+            outcome = outcome_of(answer)
+            return answer, request_id
         except (EOFError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
             outcome = "時間切れ" if timed_out else "プロセスが落ちた"
-            failure = worker.post_mortem(timed_out, log.request_id)
-            log.line(failure["errorMessage"])
-            raise FunctionError(failure) from error
+            raise worker.post_mortem(timed_out, request_id) from error
         finally:
-            log.end((time.monotonic() - began) * 1000, status)
             self._put(worker)
             if not self.closed:
                 self.report(f"{worker.name}  {execution}  {outcome}  pid={worker.process.pid}")
@@ -168,14 +162,13 @@ class Workers:
         with self.lock:
             if self.closed:
                 raise RuntimeError("local AWS is closed")
-            for worker in reversed(self.idle):
-                if worker.key == key and worker.usable():
-                    self.idle.remove(worker)
-                    break
+            warm = [worker for worker in self.idle if worker.key == key and worker.usable()]
+            if warm:
+                self.idle.remove(warm[-1])
             else:
-                worker = Worker(function, self.packages, self._environment(function))
-            self.busy.add(worker)
-            return worker
+                warm = [Worker(function, self.packages, self._environment(function))]
+            self.busy.add(warm[-1])
+            return warm[-1]
 
     def _put(self, worker: Worker) -> None:
         with self.lock:
@@ -191,8 +184,6 @@ class Workers:
         """Lambda が渡すものと、関数の環境変数だけ。親の環境は何も渡さない。"""
         access_key = "ASIA" + uuid.uuid4().hex[:16].upper()
         self.principals[access_key] = (function.role, function.function_name)
-        version = str(function.version)
-        today = time.strftime("%Y/%m/%d", time.gmtime())
         return {
             **function.environment_vars,
             "AWS_ACCESS_KEY_ID": access_key,
@@ -201,15 +192,8 @@ class Workers:
             "AWS_REGION": function.region,
             "AWS_DEFAULT_REGION": function.region,
             "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "AWS_EXECUTION_ENV": f"AWS_Lambda_{function.run_time}",
             "AWS_LAMBDA_FUNCTION_NAME": function.function_name,
-            "AWS_LAMBDA_FUNCTION_VERSION": version,
-            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory_size),
-            "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
-            "AWS_LAMBDA_LOG_GROUP_NAME": log_group(function),
-            "AWS_LAMBDA_LOG_STREAM_NAME": f"{today}/[{version}]{uuid.uuid4().hex}",
+            "AWS_LAMBDA_FUNCTION_VERSION": str(function.version),
             "LAMBDA_TASK_ROOT": str(self._unzipped(function)),
             "_HANDLER": str(function.handler),
             "HOME": self.folder.name,
@@ -226,6 +210,20 @@ class Workers:
             with zipfile.ZipFile(io.BytesIO(function.code_bytes)) as archive:
                 archive.extractall(folder)
         return folder
+
+
+def write_log(function: Function, stream: str, event: dict[str, Any]) -> None:
+    """ロールに許されていれば、moto の CloudWatch Logs に書く。"""
+    backend = logs_backends[ACCOUNT][function.region]
+    group = function.get_configuration()["LoggingConfig"]["LogGroup"]
+    arn = f"arn:aws:logs:{function.region}:{ACCOUNT}:log-group:{group}"
+    if group not in backend.groups:
+        if iam.refusal(function.role, "logs:CreateLogGroup", arn):
+            return
+        backend.ensure_log_group(group)
+    if not iam.refusal(function.role, "logs:PutLogEvents", f"{arn}:log-stream:{stream}"):
+        backend.ensure_log_stream(group, stream)
+        backend.put_log_events(group, stream, [event])
 
 
 def worker_key(function: Function) -> str:
