@@ -7,11 +7,13 @@
 import base64
 import hashlib
 import io
+import json
 import os
 import re
 import sys
 import time
 import zipfile
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,27 +31,6 @@ SDK = "aws-durable-execution-sdk-python"
 FUNCTION_NAME = os.environ.get("FUNCTION_NAME") or "order-processing-durable"
 ROLE_NAME = os.environ.get("ROLE_NAME") or "lambda-durable-demo-role"
 ARM = ["arm64"]
-STEP_1 = "README の「1. IAM ロールの作成」を実行してください。"
-AGAIN = "しばらく待って、もう一度実行してください。"
-ADVICE = {  # エラーの名前に現れる語と、次にすること
-    "ProfileNotFound": "AWS_PROFILE の名前のプロファイルがありません。名前を確かめてください。",
-    "Region": "リージョンが決まりません。AWS_DEFAULT_REGION を設定してください。",
-    "Expired|SSO|TokenRetrieval": "認証情報の期限が切れています。取り直してください。",
-    "Credential": "AWS の認証情報がありません。aws configure で設定してください。",
-    "ClientToken|UnrecognizedClient|Signature": "AWS の認証情報が違います。確かめてください。",
-    "Connect|ReadTimeout|SSL": "AWS に届きません。接続と AWS_ENDPOINT_URL を確かめてください。",
-    "AccessDenied": "{action} の権限がありません。アカウントの管理者に許可を頼んでください。",
-    "Waiter|Conflict|Throttl|TooMany|Internal|Service": f"AWS の準備ができていません。{AGAIN}",
-}
-INVOKE_COMMAND = """aws lambda invoke \\
-  --function-name {name}:{version} \\
-  --invocation-type Event \\
-  --payload '{{"order_id": "order-123", "items": [{{"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}}]}}' \\
-  response.json"""  # noqa: E501
-
-
-class DeployError(Exception):
-    """デプロイを続けられない。メッセージは次にすることを示す。"""
 
 
 def main() -> None:
@@ -67,7 +48,7 @@ def main() -> None:
 
 def deploy() -> None:
     """関数を作るか更新し、バージョンを発行して、その呼び出し方を表示する。"""
-    check_environment()
+    check_names_and_versions()
     options = Config(connect_timeout=5, retries={"mode": "standard", "max_attempts": 5})
     session = boto3.Session()
     client = session.client("lambda", config=options)
@@ -91,30 +72,26 @@ def deploy() -> None:
     say(INVOKE_COMMAND.format(name=FUNCTION_NAME, version=version))
 
 
-def check_environment() -> None:
-    """関数名と、同梱する SDK の版を確かめる。違えば DeployError。"""
+INVOKE_COMMAND = """aws lambda invoke \\
+  --function-name {name}:{version} \\
+  --invocation-type Event \\
+  --payload '{{"order_id": "order-123", "items": [{{"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}}]}}' \\
+  response.json"""  # noqa: E501
+
+
+def check_names_and_versions() -> None:
+    """関数名と、同梱する SDK の版を確かめる。使えなければ DeployError。"""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", FUNCTION_NAME):
         raise DeployError("FUNCTION_NAME は英数字と - _ の 1〜64 文字にしてください。")
+    policy = json.loads((ROOT / "durable-policy.json").read_text("utf-8"))
+    covered = [arn.partition(":function:")[2] for s in policy["Statement"] for arn in s["Resource"]]
+    if not any(fnmatchcase(f"{FUNCTION_NAME}:1", pattern) for pattern in covered):
+        raise DeployError(UNCOVERED.format(name=FUNCTION_NAME))
     requirements = (ROOT / "requirements.txt").read_text("utf-8")
     pinned = re.findall(rf"^{SDK}==(\S+)$", requirements, re.MULTILINE)
     installed = [distribution.version for distribution in metadata.distributions(name=SDK)]
     if installed != pinned:
         raise DeployError(f"SDK の版が requirements.txt の {pinned[0]} と違います。{INSTALL}")
-
-
-def build_zip() -> bytes:
-    """app.py と SDK だけの zip を作る。どこで作っても同じバイト列になる。"""
-    files = {"app.py": (ROOT / "app.py").read_bytes()}
-    for file in metadata.files(SDK) or []:
-        if file.suffix == ".py":
-            files[file.as_posix()] = file.read_binary()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(name)  # 日付は 1980-01-01 になる
-            entry.create_system, entry.external_attr = 3, 0o100644 << 16
-            archive.writestr(entry, files[name])
-    return buffer.getvalue()
 
 
 def role_arn(iam: Any) -> str:
@@ -144,6 +121,21 @@ def desired_settings(role: str) -> dict[str, Any]:
             "RetentionPeriodInDays": 1,
         },
     }
+
+
+def build_zip() -> bytes:
+    """app.py と SDK だけの zip を作る。どこで作っても同じバイト列になる。"""
+    files = {"app.py": (ROOT / "app.py").read_bytes()}
+    for file in metadata.files(SDK) or []:
+        if file.suffix == ".py":
+            files[file.as_posix()] = file.read_binary()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name)  # 日付は 1980-01-01 になる
+            entry.create_system, entry.external_attr = 3, 0o100644 << 16
+            archive.writestr(entry, files[name])
+    return buffer.getvalue()
 
 
 def update(client: Any, settings: dict[str, Any], code: bytes) -> None:
@@ -207,6 +199,30 @@ def wait_until_settled(client: Any) -> None:
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+# ---- 続けられないとき --------------------------------------------------------------
+
+STEP_1 = "README の「1. IAM ロールの作成」を実行してください。"
+AGAIN = "しばらく待って、もう一度実行してください。"
+UNCOVERED = (
+    "durable-policy.json は関数 {name} を許していません。"
+    "FUNCTION_NAME を order-processing-durable か order-processing-durable-… にしてください。"
+)
+ADVICE = {  # エラーの名前に現れる語と、次にすること
+    "ProfileNotFound": "AWS_PROFILE の名前のプロファイルがありません。名前を確かめてください。",
+    "Region": "リージョンが決まりません。AWS_DEFAULT_REGION を設定してください。",
+    "Expired|SSO|TokenRetrieval": "認証情報の期限が切れています。取り直してください。",
+    "Credential": "AWS の認証情報がありません。aws configure で設定してください。",
+    "ClientToken|UnrecognizedClient|Signature": "AWS の認証情報が違います。確かめてください。",
+    "Connect|ReadTimeout|SSL": "AWS に届きません。接続と AWS_ENDPOINT_URL を確かめてください。",
+    "AccessDenied": "{action} の権限がありません。アカウントの管理者に許可を頼んでください。",
+    "Waiter|Conflict|Throttl|TooMany|Internal|Service": f"AWS の準備ができていません。{AGAIN}",
+}
+
+
+class DeployError(Exception):
+    """デプロイを続けられない。メッセージは次にすることを示す。"""
 
 
 def advice_for(error: Any) -> str | None:

@@ -18,10 +18,6 @@ import app
 from tests.steady import DurableFunctionTestRunner
 
 ROOT = Path(app.__file__).parent
-README_ORDER: dict[str, Any] = {
-    "order_id": "order-123",
-    "items": [{"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}],
-}
 SDK_LOGGERS = ("aws_durable_execution_sdk_python", "aws_durable_execution_sdk_python_testing")
 
 

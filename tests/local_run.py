@@ -40,8 +40,10 @@ from aws_durable_execution_sdk_python_testing.stores.sqlite import SQLiteExecuti
 import app
 from tests.steady import DurableFunctionTestRunner
 
-README_ORDER = """{"order_id": "order-123", "items": [
-    {"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}]}"""
+README_ORDER: dict[str, Any] = {
+    "order_id": "order-123",
+    "items": [{"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}],
+}
 ORDERS = Path(app.__file__).parent / ".orders"
 GOES_ON = "同じコマンドで、続きから始まります。"
 
@@ -79,7 +81,9 @@ def read_order(arguments: list[str]) -> Any:
     """引数の JSON か JSON ファイルを読む。読めなければ UnusableOrderError。"""
     if len(arguments) > 1:
         raise UnusableOrderError("注文は、JSON かファイル名で 1 つだけ渡してください")
-    text = arguments[0] if arguments else README_ORDER
+    if not arguments:
+        return README_ORDER
+    text = arguments[0]
     try:
         if os.path.isfile(text):
             text = Path(text).read_text("utf-8-sig")

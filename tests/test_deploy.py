@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -431,6 +432,9 @@ def closed_port() -> int:
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:{closed}"}, "AWS_ENDPOINT_URL"),
         ({"FUNCTION_NAME": "bad name"}, "FUNCTION_NAME"),
         ({"FUNCTION_NAME": "a" * 65}, "FUNCTION_NAME"),
+        ({"FUNCTION_NAME": "order-processing"}, "durable-policy.json"),
+        ({"FUNCTION_NAME": "order-processing-durable2"}, "durable-policy.json"),
+        ({"FUNCTION_NAME": "my-order-processing-durable"}, "durable-policy.json"),
         ({"ROLE_NAME": "no-such-role"}, "1. IAM ロールの作成"),
     ],
 )
@@ -454,6 +458,7 @@ def test_other_sdk_version_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, aws: Aws, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "requirements.txt").write_text(f"{deploy.SDK}==2.0.0\n")
+    shutil.copy(ROOT / "durable-policy.json", tmp_path)
     monkeypatch.setattr(deploy, "ROOT", tmp_path)
     assert "2.0.0" in failure(capsys)
     assert aws.calls == []

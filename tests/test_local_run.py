@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests import local_run
-from tests.conftest import README_ORDER, order_of
+from tests.conftest import order_of
+from tests.local_run import README_ORDER
 
 NO_TIMEOUTS = {"payment_timeouts": 0}
 TO_APPROVE = order_of(price=50_000, simulate=NO_TIMEOUTS)
@@ -95,10 +95,6 @@ def one_sentence(code: int, out: str, err: str) -> str:
 
 
 # ---- 終わりまで ------------------------------------------------------------------
-
-
-def test_default_order_is_the_readme_order() -> None:
-    assert json.loads(local_run.README_ORDER) == README_ORDER
 
 
 @pytest.mark.parametrize("form", ["text", "file"])

@@ -14,7 +14,8 @@ from aws_durable_execution_sdk_python_testing.model import events_to_operations
 from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestRunner
 
 import app
-from tests.conftest import README_ORDER, OutsideWorld, order_of, outcome
+from tests.conftest import OutsideWorld, order_of, outcome
+from tests.local_run import README_ORDER
 
 APPROVED_ORDER = order_of(price=50_000)
 

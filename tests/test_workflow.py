@@ -21,7 +21,8 @@ from aws_durable_execution_sdk_python_testing.runner import (
 
 import app
 import deploy
-from tests.conftest import README_ORDER, OutsideWorld, RunOrder, order_of, outcome, step_names
+from tests.conftest import OutsideWorld, RunOrder, order_of, outcome, step_names
+from tests.local_run import README_ORDER
 
 APPROVE = b'{"approved": true}'
 

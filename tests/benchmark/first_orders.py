@@ -11,9 +11,8 @@ import time
 from aws_durable_execution_sdk_python.execution import durable_execution
 
 import app
+from tests.local_run import README_ORDER
 from tests.steady import DurableFunctionTestRunner
-
-from .per_order import README_ORDER
 
 
 def main(one_by_one: int, at_once: int) -> None:

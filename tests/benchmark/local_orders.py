@@ -18,8 +18,7 @@ import boto3
 
 import deploy
 from tests.local_aws.gateway import LocalAws
-
-from .per_order import README_ORDER
+from tests.local_run import README_ORDER
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = re.compile(r"/2025-12-01/durable-executions/[^/]+/checkpoint")

@@ -18,12 +18,9 @@ from aws_durable_execution_sdk_python.lambda_service import (
     StateOutput,
 )
 
+from tests.local_run import README_ORDER
 from tests.steady import DurableFunctionTestRunner
 
-README_ORDER: dict[str, Any] = {
-    "order_id": "order-123",
-    "items": [{"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}],
-}
 LARGE_ORDER: dict[str, Any] = {
     "order_id": "order-200",
     "items": [{"product_id": "prod-001", "price": 50000, "quantity": 2}],
