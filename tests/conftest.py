@@ -11,18 +11,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestResult
+from botocore.exceptions import BotoCoreError, ClientError
 
 import app
+import deploy
 from tests.steady import DurableFunctionTestRunner
 
 ROOT = Path(app.__file__).parent
 SDK_LOGGERS = ("aws_durable_execution_sdk_python", "aws_durable_execution_sdk_python_testing")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--aws", action="store_true", help="README のコマンドを本物の AWS で実行する")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """--aws なら、ほかに何もしないうちに、AWS を使えるかを 1 文で確かめる。"""
+    if config.getoption("--aws"):
+        config.option.numprocesses = 0
+        try:
+            boto3.client("lambda").list_functions(MaxItems=1)
+        except (BotoCoreError, ClientError) as error:
+            raise pytest.UsageError(deploy.advice_for(error) or str(error)) from error
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """実時間で待つ、いちばん長いテストを先に始め、ほかのテストをその間に済ませる。"""
+    in_account = config.getoption("--aws")
+    items[:] = [item for item in items if bool(item.get_closest_marker("aws")) == in_account]
     items.sort(key=lambda item: not item.name.startswith("test_every_aws_command"))
 
 

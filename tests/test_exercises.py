@@ -1,4 +1,4 @@
-"""README の「壊してみる」の変更は、どれも約束のテストを一つだけ赤くすること。"""
+"""演習「壊してみる」の変更は、どれも約束のテストを一つだけ赤くすること。"""
 
 import re
 import shlex
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_readme import README
+from tests.test_readme import EXERCISES as TEXT
 
 EXERCISES = re.findall(
     r"^```diff\n(.*?)^```\n\n```bash\n(.*?)^```\n\n`(test_\w+)`.*?^```text\n(.*?)^```$",
-    README,
+    TEXT,
     re.MULTILINE | re.DOTALL,
 )
 

@@ -1,17 +1,18 @@
-"""README.md のコマンドを書いてある順に実行し、書いてある出力と比べる。"""
+"""README.md と演習のコマンドを書いてある順に実行し、書いてある出力と比べる。"""
 
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-import time
 import unicodedata
+import uuid
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
@@ -19,27 +20,47 @@ from aws_durable_execution_sdk_python.config import Duration
 from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestRunner
 
 import app
+from tests.benchmark import prices
+from tests.benchmark.per_order import measure
 from tests.conftest import OutsideWorld, outcome
+from tests.local_run import README_ORDER
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    (command, BLOCKS[index + 1][1] if BLOCKS[index + 1][0] == "text" else "")
-    for index, (language, command) in enumerate(BLOCKS)
-    if language == "bash"
-]
+EXERCISES = (ROOT / "tests" / "README.md").read_text("utf-8")
+Block = tuple[str, str | None]
 OUTCOMES = re.findall(
     r"^([A-Z_]+)(?:（[^）]*）)?:\n\n```bash\n(.*?)```\n\n```json\n(.*?)```$",
-    README,
+    EXERCISES,
     re.MULTILINE | re.DOTALL,
 )
 SETUP = ["python3 -m venv .venv", ".venv/bin/pip install -q -r {}requirements.txt"]
+ERRORS = re.compile(r"An error occurred|Traceback|command not found|No such file")
 
 
-def command_with(words: str) -> tuple[str, str]:
-    ((command, expected),) = [pair for pair in COMMANDS if words in pair[0]]
-    return command, expected
+def blocks(text: str) -> list[Block]:
+    """コマンドと、その下に示された出力。示されていなければ None。"""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [
+        (command, following[1] if following[0] == "text" else None)
+        for (language, command), following in pairwise([*found, ("", "")])
+        if language == "bash"
+    ]
+
+
+def section(text: str, title: str) -> str:
+    """title の見出しから、同じか上の深さの次の見出しまで。# だけの行は、コマンドの注釈でもある。"""
+    depth = len(title.split()[0])
+    return re.split(rf"^#{{2,{depth}}} ", text.partition(f"\n{title}")[2], flags=re.MULTILINE)[0]
+
+
+FIRST, STOP, GO_ON = blocks(section(README, "### まず 1 件"))
+LOCAL_AWS, PREPARE = blocks(section(README, "### 準備"))
+LESSON = [block for number in "1234" for block in blocks(section(README, f"### {number}."))]
+CLEAN_UP = blocks(section(README, "### 5."))
+TESTS = blocks(section(README, "## テスト"))[0]
+EDITED = blocks(section(EXERCISES, "## 止めている間に"))
+WITH_CLI = [block for block in blocks(EXERCISES) if "aws " in block[0]]
 
 
 def without_setup(command: str, folder: str = "") -> list[str]:
@@ -49,8 +70,9 @@ def without_setup(command: str, folder: str = "") -> list[str]:
     return [sys.executable, *program.split()[1:]]
 
 
-def assert_shown(printed: str, expected: str) -> None:
+def assert_shown(printed: str, expected: str | None) -> None:
     """… は実行のたびに変わる部分を表す。"""
+    assert expected is not None
     pattern = ".+?".join(re.escape(part) for part in expected.strip().split("…"))
     if not re.fullmatch(pattern, printed.strip()):
         assert printed.strip() == expected.strip()  # 違いを見せる
@@ -60,23 +82,22 @@ def columns(line: str) -> int:
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)
 
 
-def test_first_command_prints_what_the_readme_shows_within_80_columns(
-    folder: Path,
-) -> None:
-    command, expected = command_with("venv .venv && .venv/bin/pip install -q -r requirements.txt")
-    arguments = without_setup(command)
+def test_first_command_prints_what_the_readme_shows_within_80_columns(folder: Path) -> None:
+    arguments = without_setup(FIRST[0])
     done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=60)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert_shown(without_times(done.stdout), without_times(expected))
+    assert_shown(without_times(done.stdout), without_times(FIRST[1]))
     assert [line for line in done.stdout.splitlines() if columns(line) > 80] == []
 
 
-def test_stopped_in_the_wait_the_same_command_goes_on_as_the_readme_shows(folder: Path) -> None:
-    stop, go_on = (shown for command, shown in COMMANDS if command == ".venv/bin/python app.py\n")
-    for shown in (stop, go_on):
+@pytest.mark.parametrize(("stop", "go_on"), [(STOP, GO_ON), EDITED], ids=["README", "exercise"])
+def test_stopped_in_the_wait_the_order_goes_on_as_shown(
+    folder: Path, stop: Block, go_on: Block
+) -> None:
+    for command, shown in (stop, go_on):
         process = subprocess.Popen(
-            [sys.executable, "app.py"],
+            ["bash", "-c", f"exec {command}" if command == stop[0] else command],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -84,36 +105,58 @@ def test_stopped_in_the_wait_the_same_command_goes_on_as_the_readme_shows(folder
         )
         assert process.stdout
         printed = ""
-        if shown is stop:
+        if "^C" in str(shown):
             while "待ちます" not in printed:
                 printed += process.stdout.readline()
             process.send_signal(signal.SIGINT)
             printed += "^C"
         out, err = process.communicate(timeout=60)
         printed += out + err
-        assert process.returncode == (130 if shown is stop else 0)
+        assert process.returncode == (130 if "^C" in str(shown) else 0)
         assert_shown(without_times(printed), without_times(shown))
 
 
-def without_times(text: str) -> str:
+def without_times(text: str | None) -> str:
     """実行のたびに変わる時刻とジッターを伏せる。"""
-    return re.sub(r"^ *\d+\.\d 秒|\d+ 秒[後待]|\d+\.\d 秒[ので]", "N 秒", text, flags=re.MULTILINE)
+    times = r"^ *\d+\.\d 秒|\d+ 秒[後待]|\d+\.\d 秒[ので]"
+    return re.sub(times, "N 秒", str(text), flags=re.MULTILINE)
 
 
 def test_second_command_is_what_ci_runs_and_its_count_is_right(
     request: pytest.FixtureRequest,
 ) -> None:
-    command, expected = command_with("-m pytest tests\n")
+    command, expected = TESTS
     assert without_setup(command, "tests/")[1:] == ["-m", "pytest", "tests"]
     assert command in (ROOT / ".ci" / "run").read_text("utf-8")
     if request.config.args == ["tests"]:
-        assert expected.startswith(f"{request.session.testscollected} passed in ")
+        assert str(expected).startswith(f"{request.session.testscollected} passed in ")
 
 
-def test_readme_lists_all_six_outcomes() -> None:
+def test_all_six_outcomes_can_be_pasted() -> None:
     table = re.findall(r"^\| ([A-Z_]+) \|[^|]*\|$", README, re.MULTILINE)
     assert table == [status for status, _, _ in OUTCOMES]
     assert len(table) == 6
+
+
+def test_readme_order_is_the_one_that_the_tests_use() -> None:
+    text = README.replace('\\"', '"')
+    orders = re.findall(r'\{"order_id": "order-123", "items".*?\]\}', text)
+    assert [json.loads(order) for order in orders] == [README_ORDER] * 3
+
+
+def test_price_in_the_comparison_is_the_one_that_the_benchmark_prints() -> None:
+    ours, theirs = re.findall(r"注文 100 万件 \| (\d+) 米ドル \| (\d+) 米ドル", README)[0]
+    bill = prices.bill(measure(app.handler, README_ORDER), 256, 1)
+    without_time = bill.operations + bill.written + bill.retained + bill.requests
+    assert 0 < int(ours) - without_time < 2  # 起動時間の料金は、測るたびに少し変わる
+    assert int(theirs) == prices.step_functions("README の注文")
+
+
+def test_each_exercise_says_first_what_one_sees_and_how_long_it_takes() -> None:
+    exercises = EXERCISES.partition("\n# 演習\n")[2].partition("\n# 引き継ぐ人へ")[0]
+    first_lines = re.findall(r"^## .*\n\n(.*)$", exercises, re.MULTILINE)
+    assert len(first_lines) == 7
+    assert [line for line in first_lines if not re.search(r"約 \d 分", line)] == []
 
 
 @pytest.mark.parametrize(("status", "command", "shown"), OUTCOMES)
@@ -139,23 +182,53 @@ def test_order_to_paste_ends_as_the_readme_says(
     assert list(world.inbox.values()) == [result]
 
 
+class Place:
+    """コマンドを実行する AWS: 環境変数と、名前の末尾と、出力から伏せるもの。"""
+
+    def __init__(self, environment: dict[str, str], suffix: str = "") -> None:
+        self.environment, self.suffix = environment, suffix
+        self.real_time = bool(suffix)
+
+    def masked(self, printed: str) -> str:
+        """アカウント、リージョン、名前の末尾、CLI v2 だけの言い回しを、README のものにする。"""
+        printed = re.sub(r"(?<=:)\d{12}(?=:)", "123456789012", printed)
+        printed = printed.replace(self.environment["AWS_DEFAULT_REGION"], "ap-northeast-1")
+        printed = re.sub(r"^aws: \[ERROR\]: ", "", printed, flags=re.MULTILINE)
+        printed = re.sub(r"\n+Additional error details:\n(?:.+\n)*", "\n", printed)
+        return printed.replace(self.suffix, "") if self.suffix else printed
+
+
 class Terminal:
     """参加者の端末。コマンドの出力を、標準エラーも含めて画面に出る順に返す。"""
 
     MARK = "--- block ended ---"
 
-    def __init__(self, folder: Path) -> None:
-        environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    def __init__(self, folder: Path, place: Place) -> None:
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        self.place = place
         self.shell = subprocess.Popen(
             ["bash"],
             cwd=folder,
-            env={**environment, "HOME": str(folder), "AWS_EC2_METADATA_DISABLED": "true"},
+            env={
+                **kept,
+                **place.environment,
+                "HOME": str(folder),
+                "AWS_CONFIG_FILE": str(folder / "aws-config"),
+                "AWS_EC2_METADATA_DISABLED": "true",
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.type("sleep() { :; }")  # 待つ代わりに、次に進めるときまで wait_until_idle で待つ
+        self.type(PREPARE[0])
+        self.type(
+            f"export FUNCTION_NAME=$FUNCTION_NAME{place.suffix} ROLE_NAME=$ROLE_NAME{place.suffix}"
+        )
+        if place.real_time:  # venv の aws ではなく、もとの PATH の aws を使う
+            self.type(f'PATH="{Path(str(shutil.which("aws"))).parent}:$PATH"')
+        else:
+            self.type("sleep() { python -m tests.idle; }")
 
     def type(self, command: str) -> str:
         assert self.shell.stdin is not None
@@ -164,71 +237,72 @@ class Terminal:
         self.shell.stdin.flush()
         return "".join(iter(self.shell.stdout.readline, f"{self.MARK}\n"))
 
+    def check(self, block: Block) -> None:
+        command, shown = block
+        printed = self.place.masked(self.type(command))
+        if shown is None:
+            assert not ERRORS.search(printed), printed
+        else:
+            assert_shown(printed, shown)
+
 
 @pytest.fixture
 def local_aws(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     """README の 1 行で起動した手元の AWS。ポートだけは空いているものを選ぶ。"""
-    command, _ = command_with("tests.local_aws")
-    arguments = [*without_setup(command, "tests/"), "--port", "0"]
+    arguments = [*without_setup(LOCAL_AWS[0], "tests/"), "--port", "0"]
     with subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
 
 
-def wait_until_idle(client: Any, paying: bool = False) -> None:
-    """参加者の手の遅さの代わり: どの注文も、終わるか人の答えを待つまで先へ進まない。
-
-    paying なら、支払いの最中の注文も待たない。
-    """
-    opened = {"CallbackStarted": 1, "CallbackSucceeded": -1}
-    for function in client.list_functions()["Functions"]:
-        name = function["FunctionName"]
-        for order in client.list_durable_executions_by_function(FunctionName=name)[
-            "DurableExecutions"
-        ]:
-            arn = order["DurableExecutionArn"]
-            for _ in range(600):
-                if client.get_durable_execution(DurableExecutionArn=arn)["Status"] != "RUNNING":
-                    break
-                history = client.get_durable_execution_history(DurableExecutionArn=arn)["Events"]
-                types = [event["EventType"] for event in history]
-                if sum(opened.get(kind, 0) for kind in types) and "Invocation" in types[-1]:
-                    break
-                if paying and (types[-1], history[-1].get("Name")) == ("StepStarted", "pay"):
-                    break
-                time.sleep(0.05)
-            else:
-                raise TimeoutError(arn)
-
-
-def test_every_aws_command_prints_what_the_readme_shows(
+def test_every_aws_command_prints_what_is_shown(
     folder: Path, local_aws: "subprocess.Popen[str]"
 ) -> None:
-    start, expected = command_with("tests.local_aws")
     assert local_aws.stdout is not None
+    expected = str(LOCAL_AWS[1])
     last_line = expected.splitlines()[-1]
     printed = "".join(iter(local_aws.stdout.readline, f"{last_line}\n")) + last_line
     endpoint = re.findall(r"http://127.0.0.1:\d+", printed)[0]
     assert_shown(printed.replace(endpoint, "http://127.0.0.1:4566"), expected)
-    client = boto3.client(
-        "lambda",
-        endpoint_url=endpoint,
-        region_name="ap-northeast-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
 
-    terminal = Terminal(folder)
-    terminal.type("\n".join(re.findall(r"^(?:export|unset) .*$", printed, re.MULTILINE)))
-    following = COMMANDS[COMMANDS.index((start, expected)) + 1 :]
-    following = [pair for pair in following if "pytest" not in pair[0]]
-    assert len(following) > 20
-    for command, shown in following:
-        wait_until_idle(client, paying="pkill" in command)
-        assert_shown(terminal.type(command), shown)
+    exports = dict(re.findall(r"(\w+)=(\S*)", printed.replace("${NO_PROXY:+,$NO_PROXY}", "")))
+    terminal = Terminal(folder, Place(exports))
+    assert len(LESSON) == 6
+    assert len(WITH_CLI) == 9
+    for block in [*LESSON, *WITH_CLI, *CLEAN_UP]:
+        terminal.check(block)
 
     local_aws.send_signal(signal.SIGINT)
     events, _ = local_aws.communicate(timeout=10)
     assert local_aws.returncode == 0
-    (shown,) = [text for language, text in BLOCKS if language == "text" and "pid=" in text]
-    assert_shown("".join(re.findall(r".* order-300 .*\n", events)), shown)
+    assert re.findall(r"order-300  (\S+)", events) == [
+        "中断",
+        "プロセスが落ちた",
+        "完了",
+        "実行終了",
+    ]
+
+
+@pytest.mark.aws
+def test_every_aws_command_prints_in_an_account_what_is_shown(folder: Path) -> None:
+    """`--aws` のときだけ動く。待ち時間は本物。手元の AWS でだけできる演習は除き、必ず片付ける。"""
+    session = boto3.Session()
+    keys = session.get_credentials().get_frozen_credentials()
+    environment = {
+        "AWS_ACCESS_KEY_ID": keys.access_key,
+        "AWS_SECRET_ACCESS_KEY": keys.secret_key,
+        "AWS_SESSION_TOKEN": keys.token or "",
+        "AWS_DEFAULT_REGION": str(session.region_name),
+        "AWS_REGION": str(session.region_name),
+    }
+    for name in ("AWS_ENDPOINT_URL", "AWS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY"):
+        environment |= {name: os.environ[name]} if name in os.environ else {}
+    place = Place({k: v for k, v in environment.items() if v}, f"-{uuid.uuid4().hex[:8]}")
+    terminal = Terminal(folder, place)
+    kill = blocks(section(EXERCISES, "## プロセスを殺してみる"))
+    try:
+        for block in [*LESSON, *(block for block in WITH_CLI if block not in kill)]:
+            terminal.check(block)
+    finally:
+        terminal.type(CLEAN_UP[0][0])
+    terminal.check(CLEAN_UP[1])
