@@ -23,6 +23,7 @@ import app
 from tests.benchmark import prices
 from tests.benchmark.per_order import measure
 from tests.conftest import OutsideWorld, outcome
+from tests.local_aws.gateway import LocalAws
 from tests.local_run import README_ORDER
 
 ROOT = Path(__file__).parent.parent
@@ -226,7 +227,7 @@ class Terminal:
             f"export FUNCTION_NAME=$FUNCTION_NAME{place.suffix} ROLE_NAME=$ROLE_NAME{place.suffix}"
         )
         if place.real_time:  # venv の aws ではなく、もとの PATH の aws を使う
-            self.type(f'PATH="{Path(str(shutil.which("aws"))).parent}:$PATH"')
+            self.type(f'aws() {{ "{shutil.which("aws")}" "$@"; }}')
         else:
             self.type("sleep() { python -m tests.idle; }")
 
@@ -306,3 +307,47 @@ def test_every_aws_command_prints_in_an_account_what_is_shown(folder: Path) -> N
     finally:
         terminal.type(CLEAN_UP[0][0])
     terminal.check(CLEAN_UP[1])
+
+
+def run_in_account(folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """`pytest tests/test_readme.py --aws` を、この環境変数の AWS で実行する。"""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/test_readme.py", "--aws"],
+        cwd=folder,
+        env={**kept, "HOME": str(folder), "AWS_EC2_METADATA_DISABLED": "true", "PATH": path}
+        | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_account_without_credentials_gets_one_sentence(folder: Path) -> None:
+    done = run_in_account(folder, AWS_DEFAULT_REGION="us-west-2")
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[0].endswith("aws configure で設定してください。")
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("broken", [False, True])
+def test_account_is_tried_out_and_left_clean_even_after_a_failure(
+    folder: Path, broken: bool
+) -> None:
+    if broken:
+        readme = folder / "README.md"
+        readme.write_text(README.replace("を作ります\n", "を消します\n"))
+    with LocalAws() as aws:
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        region = {"AWS_ENDPOINT_URL": aws.endpoint, "AWS_DEFAULT_REGION": "us-west-2"}
+        done = run_in_account(folder, **keys, **region, NO_PROXY="127.0.0.1")
+        assert (done.returncode == 0) is not broken, done.stdout
+        assert ("を消します" in done.stdout) is broken
+        session = boto3.Session("test", "test", region_name="us-west-2")
+        functions, roles, groups = (
+            session.client(name, endpoint_url=aws.endpoint) for name in ("lambda", "iam", "logs")
+        )
+        assert functions.list_functions()["Functions"] == []
+        assert roles.list_roles()["Roles"] == []
+        assert groups.describe_log_groups()["logGroups"] == []
