@@ -78,11 +78,11 @@ def show_prices(costs: Costs) -> None:
         machine = prices.step_functions(title)
         data = ours.written + ours.retained
         parts = (ours.operations, data, ours.requests, ours.compute, ours.total)
-        ratios = (ratio(theirs.total, ours.total), ratio(machine, ours.total))
-        rows.append((title, *(f"{part:.2f}" for part in parts), *ratios))
+        peers = (ratio(theirs.total, ours.total), f"{machine:.2f}", ratio(machine, ours.total))
+        rows.append((title, *(f"{part:.2f}" for part in parts), *peers))
     show(
         f"2. 注文 {prices.ORDERS:,} 件の値段 (米ドル、{prices.REGION})",
-        ("", "操作", "データ", "呼び出し", "計算", "合計", "公開例", "Step Functions"),
+        ("", "操作", "データ", "呼び出し", "計算", "合計", "公開例", "Step Functions", "比"),
         rows,
         f"計算: 測った起動時間 x {memory} MB x arm64。データ: {days} 日残す分を含む",
         "Step Functions: Standard の遷移の値段だけ。そこから呼ぶ Lambda の値段は含まない",
