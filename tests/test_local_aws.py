@@ -807,7 +807,7 @@ def test_history_has_all_that_the_model_requires(account: Account, shop: str) ->
 def test_invocation_that_died_is_in_the_history_in_its_place(
     account: Account, code: bytes, tmp_path: Path, killed: bool
 ) -> None:
-    name, scratch = account.create(code, Timeout=30 if killed else 1), tmp_path / "pid"
+    name, scratch = account.create(code, Timeout=30 if killed else 6), tmp_path / "pid"
     arn = account.start(name, {"id": "dies", "scratch": str(scratch)})
     if killed:
         eventually(lambda: details(account.history(arn), "StepStarted", "dawdle"))
@@ -819,7 +819,7 @@ def test_invocation_that_died_is_in_the_history_in_its_place(
     assert kinds == ["StepStarted", "InvocationCompleted", "StepSucceeded"]
     died, *others = details(events, "InvocationCompleted")
     error = died["Error"]["Payload"]
-    what = "Runtime exited with error: signal: killed" if killed else "timed out after 1.00 seconds"
+    what = "Runtime exited with error: signal: killed" if killed else "timed out after 6.00 seconds"
     assert error["ErrorType"] == ("Runtime.ExitError" if killed else "Sandbox.Timedout")
     assert error["ErrorMessage"].startswith(f"RequestId: {died['RequestId']} Error: ")
     assert error["ErrorMessage"].endswith(what)
