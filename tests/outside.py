@@ -1,7 +1,8 @@
 """外の世界の代役。帳簿はファイルなので、プロセスが死んでも残る。フォルダーは環境変数 OUTSIDE。
 
 手元の AWS へは、app.py と並べてデプロイする。`python -m tests.outside [注文]` は、待ち時間の短い
-`python app.py [注文]` になる。simulate の lost_answers は、請求を済ませてから答えを失う回数。
+`python app.py [注文]` になる。承認は環境変数 APPROVAL_SECONDS の秒数だけ待つ。
+simulate の lost_answers は、請求を済ませてから答えを失う回数。
 """
 
 import json
@@ -78,6 +79,7 @@ handler = app.handler
 if __name__ == "__main__":
     from tests.local_run import main
 
-    app.SHORT_WAIT, app.APPROVAL_TIMEOUT = Duration.from_seconds(2), Duration.from_seconds(3)
+    app.SHORT_WAIT = Duration.from_seconds(2)
+    app.APPROVAL_TIMEOUT = Duration.from_seconds(int(os.environ["APPROVAL_SECONDS"]))
     app.RETRY.max_delay = Duration.from_seconds(1)
     main()

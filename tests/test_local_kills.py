@@ -76,6 +76,7 @@ DEATHS = [
 
 def live(folder: Path, books: Path, flow: Flow, death: str | None) -> tuple[int, str]:
     """注文を始めるか続ける。death で殺し、なければ終わりまで見て、終了コードと画面を返す。"""
+    seconds = "5" if flow.status == "APPROVAL_TIMED_OUT" else "600"
     controller, keyboard = pty.openpty()
     os.write(controller, b"" if death == QUESTION else flow.answer)
     if death in [*BEFORE.values(), *AFTER.values()]:
@@ -83,7 +84,7 @@ def live(folder: Path, books: Path, flow: Flow, death: str | None) -> tuple[int,
     with subprocess.Popen(
         [sys.executable, "-m", "tests.outside", json.dumps(flow.order)],
         cwd=folder,
-        env=os.environ | {"OUTSIDE": str(books)},
+        env=os.environ | {"OUTSIDE": str(books), "APPROVAL_SECONDS": seconds},
         stdin=keyboard,
         stdout=subprocess.PIPE,
         text=True,
