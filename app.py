@@ -195,7 +195,7 @@ def validate(order: Any) -> None:
 
 def require(valid: bool, field: str, rule: str) -> None:
     if not valid:
-        raise InvalidOrderError(f"{field} は{rule}にしてください")
+        raise InvalidOrderError(f"{field}: {rule}にしてください")
 
 
 def matches(pattern: str, value: Any) -> bool:

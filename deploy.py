@@ -37,6 +37,8 @@ def main() -> None:
     """デプロイする。続けられなければ、次にすることを標準エラーに示し、終了コード 1 で終わる。"""
     try:
         deploy()
+    except KeyboardInterrupt:
+        sys.exit("中断しました。もう一度実行すれば、続きから終わります。")
     except DeployError as error:
         sys.exit(str(error))
     except (BotoCoreError, ClientError) as error:
@@ -203,6 +205,7 @@ def say(text: str) -> None:
 
 # ---- 続けられないとき --------------------------------------------------------------
 
+PREPARE = "README の「準備」のとおりに設定してください。"
 STEP_1 = "README の「1. IAM ロールの作成」を実行してください。"
 AGAIN = "しばらく待って、もう一度実行してください。"
 UNCOVERED = (
@@ -211,9 +214,9 @@ UNCOVERED = (
 )
 ADVICE = {  # エラーの名前に現れる語と、次にすること
     "ProfileNotFound": "AWS_PROFILE の名前のプロファイルがありません。名前を確かめてください。",
-    "Region": "リージョンが決まりません。AWS_DEFAULT_REGION を設定してください。",
+    "Region": f"リージョンが決まりません。{PREPARE}",
     "Expired|SSO|TokenRetrieval": "認証情報の期限が切れています。取り直してください。",
-    "Credential": "AWS の認証情報がありません。aws configure で設定してください。",
+    "Credential": f"AWS の認証情報がありません。{PREPARE}",
     "ClientToken|UnrecognizedClient|Signature": "AWS の認証情報が違います。確かめてください。",
     "Connect|ReadTimeout|SSL": "AWS に届きません。接続と AWS_ENDPOINT_URL を確かめてください。",
     "AccessDenied": "{action} の権限がありません。アカウントの管理者に許可を頼んでください。",

@@ -91,7 +91,7 @@ def read_order(arguments: list[str]) -> Any:
     except json.JSONDecodeError as error:
         place = f"{error.lineno} 行 {error.colno} 文字目"
         raise UnusableOrderError(
-            f"注文が JSON でも、あるファイルの名前でもありません（{place}）。直してください"
+            f"注文を、JSON かファイルの名前で渡してください（JSON として読めないのは {place}）"
         ) from error
     except (ValueError, RecursionError, OSError) as error:
         raise UnusableOrderError("注文のファイルか JSON を読めません。直してください") from error
@@ -260,11 +260,11 @@ class Progress(DurableInstrumentationPlugin, logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         step = getattr(record, "operationName", None)
         if step or record.name == app.__name__:
-            self.show(f"  {step or '':13} {record.getMessage()}")
+            self.show(f"  {step or '':14} {record.getMessage()}")
 
     def on_user_function_end(self, info: UserFunctionEndInfo) -> None:
         if info.outcome is UserFunctionOutcome.FAILED and info.error:
-            self.show(f"  {info.name:13} {info.attempt} 回目は失敗: {info.error.message}")
+            self.show(f"  {info.name:14} {info.attempt} 回目は失敗: {info.error.message}")
 
     def on_invocation_end(self, info: InvocationEndInfo) -> None:
         error = (info.error and info.error.type) or ""

@@ -428,7 +428,7 @@ def closed_port() -> int:
     [
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "認証情報がありません"),
         ({"AWS_PROFILE": "nobody"}, "AWS_PROFILE"),
-        ({"AWS_DEFAULT_REGION": ""}, "AWS_DEFAULT_REGION"),
+        ({"AWS_DEFAULT_REGION": ""}, "リージョンが決まりません"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:{closed}"}, "AWS_ENDPOINT_URL"),
         ({"FUNCTION_NAME": "bad name"}, "FUNCTION_NAME"),
         ({"FUNCTION_NAME": "a" * 65}, "FUNCTION_NAME"),
@@ -536,6 +536,15 @@ def test_function_that_is_not_durable_is_refused_with_how_to_delete_it(
     )
     command = f"aws lambda delete-function --function-name {deploy.FUNCTION_NAME}"
     assert command in failure(capsys)
+
+
+def test_ctrl_c_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deploy, "deploy", interrupted)
+    with pytest.raises(SystemExit, match="もう一度実行すれば、続きから終わります"):
+        deploy.main()
 
 
 def test_anything_unforeseen_keeps_its_traceback(aws: Aws) -> None:

@@ -136,7 +136,7 @@ def test_bad_order_fails_at_once_and_names_the_field(
     assert result.error is not None
     assert result.error.type == "app.InvalidOrderError"
     assert result.error.message is not None
-    assert result.error.message.startswith(f"{field} は")
+    assert result.error.message.startswith(f"{field}: ")
     assert step_names(result) == []
     assert world.payment_calls == []
     assert world.deliveries == []

@@ -14,7 +14,8 @@ EXPORTS = """\
 export AWS_ENDPOINT_URL={endpoint}
 export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local
 export AWS_DEFAULT_REGION=ap-northeast-1 AWS_REGION=ap-northeast-1 AWS_PAGER=
-export NO_PROXY=127.0.0.1${{NO_PROXY:+,$NO_PROXY}}
+export no_proxy=127.0.0.1,${{no_proxy:-$NO_PROXY}}
+export NO_PROXY=$no_proxy
 unset AWS_PROFILE AWS_SESSION_TOKEN
 """
 

@@ -110,6 +110,8 @@ class LocalAws:
                 return self.invoke(call.region, call.params)
             if call.operation in OPERATIONS:
                 return self.durable(call)
+            if call.operation == "ListVersionsByFunction":  # moto は、ない関数にも空の一覧を返す
+                find_function(call.region, named(call.params["FunctionName"], None)[0])
             return self.ask_moto(call.service, request)
         except AwsError:
             raise

@@ -30,7 +30,7 @@ from .functions import Function
 
 INIT_SECONDS = 30
 WARM_LIMIT = 16
-OUTCOMES = {"PENDING": "中断", "SUCCEEDED": "完了", "FAILED": "失敗"}
+OUTCOMES = {"PENDING": "待ち", "SUCCEEDED": "完了", "FAILED": "失敗"}
 
 
 class Worker:
