@@ -68,12 +68,13 @@ def main() -> None:
         sys.exit(f"{error}。")
     failure = show_result(execution)
     store.delete()
-    sys.exit(failure)
+    stop(failure, 1 if failure else 0)
 
 
-def stop(sentence: str, code: int) -> NoReturn:
-    """ステップの途中でも、すぐに終わる。記録は残る。"""
-    print(sentence, file=sys.stderr, flush=True)
+def stop(sentence: str | None, code: int) -> NoReturn:
+    """ステップの途中でも、すぐに終わる。"""
+    if sentence:
+        print(sentence, file=sys.stderr, flush=True)
     os._exit(code)
 
 
@@ -274,8 +275,6 @@ class Progress(DurableInstrumentationPlugin, logging.Handler):
                 "app.py を元に戻すか、order_id を変えてください。",
                 1,
             )
-        if info.status is InvocationStatus.RETRY:
-            stop(f"この起動を記録できませんでした（{error}）。{GOES_ON}", 1)
         self.store.ended()
         if info.status is InvocationStatus.PENDING:
             self.show_wait(str(info.execution_arn))
@@ -316,6 +315,7 @@ class OrderStore(SQLiteExecutionStore):
     def __init__(self, path: Path, claim: IO[bytes]) -> None:
         super().__init__(path)
         self.claim = claim  # 開いている間、ほかのプロセスはこの注文を実行できない
+        self.readable = False
         self.lock = threading.Lock()
         self._init_db()
         with self._connection() as database:
@@ -324,9 +324,14 @@ class OrderStore(SQLiteExecutionStore):
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """消したあとは開かない。ランナーの設定とは違い、電源が落ちても最後の書き込みを失わない。"""
-        with self.lock, super()._connection() as database:
-            database.execute("PRAGMA synchronous=FULL")
-            yield database
+        try:
+            with self.lock, super()._connection() as database:
+                database.execute("PRAGMA synchronous=FULL")
+                yield database
+        except sqlite3.Error:
+            if self.readable:  # どのスレッドでも、記録できないまま先へは進まない
+                stop(f"{ORDERS.name}/ に記録できません。直して、もう一度実行してください。", 1)
+            raise
 
     def recorded(self) -> Execution | None:
         """前のプロセスが残した実行。"""
@@ -378,6 +383,7 @@ def open_store(order_id: str) -> OrderStore:
     try:
         store = OrderStore(path, claim)
         store.recorded()
+        store.readable = True
     except (RuntimeError, sqlite3.Error, ValueError, KeyError, TypeError) as error:
         raise UnusableOrderError(
             f"{name} を注文の記録として読めません。ほかへ移して、もう一度実行してください"

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -232,6 +233,16 @@ def test_execution_timeout_runs_from_the_start_of_the_order(terminal: Terminal) 
     assert list(terminal.orders.iterdir()) == []
 
 
+def test_execution_timeout_is_armed_again_for_what_is_left_of_it(terminal: Terminal) -> None:
+    slow = order_of(simulate=NO_TIMEOUTS | {"payment_seconds": 20})
+    terminal.stop_at("short_wait", signal.SIGKILL, slow)
+    terminal.let_time_pass(1190)
+    code, out, err = terminal.run(slow)
+    assert code == 1
+    assert "起動 2 回目" in out
+    assert "ExecutionTimeout" in err
+
+
 def test_result_that_nobody_has_seen_is_shown(terminal: Terminal) -> None:
     program = (
         "import os; from tests import local_run; "
@@ -284,6 +295,15 @@ def test_folder_that_cannot_be_written_gets_one_sentence(terminal: Terminal) -> 
     terminal.orders.write_text("a file")
     assert ".orders/order-123.db" in one_sentence(*terminal.run())
     assert terminal.orders.read_text() == "a file"
+
+
+def test_record_that_is_lost_on_the_way_gets_one_sentence(terminal: Terminal) -> None:
+    process = terminal.start()
+    read_to("short_wait: あと", process)
+    shutil.rmtree(terminal.orders)
+    _, err = process.communicate(timeout=60)
+    assert ".orders/" in one_sentence(process.returncode, "", err)
+    assert result_in(terminal.run()[1])["status"] == "COMPLETED"
 
 
 @pytest.mark.parametrize("damage", ["garbage", "data"])
