@@ -129,7 +129,9 @@ def test_order_is_taken_as_text_or_file_and_leaves_nothing_behind(
 def test_only_an_explicit_yes_approves(terminal: Terminal, stdin: str, status: str) -> None:
     code, out, err = terminal.run(TO_APPROVE, stdin=stdin)
     assert (code, err) == (0, "")
-    assert result_in(out)["status"] == status
+    result = result_in(out)
+    assert result["status"] == status
+    assert result.get("approver") == ("sato" if stdin.count("\n") == 2 else None)
 
 
 @pytest.mark.parametrize(
