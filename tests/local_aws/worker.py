@@ -31,9 +31,11 @@ class Channel(io.RawIOBase):
         threading.Thread(target=self._receive, daemon=True).start()
 
     def _receive(self) -> None:
-        for line in self.connection.makefile("rb"):
-            self.jobs.put(json.loads(line))
-        os._exit(0)
+        try:
+            for line in self.connection.makefile("rb"):
+                self.jobs.put(json.loads(line))
+        finally:  # 親が読み残したものがあれば、EOF ではなく ConnectionResetError になる
+            os._exit(0)
 
     def send(self, **message: Any) -> None:
         with self.lock:
