@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import inspect
+import io
 import json
 import logging
 import math
@@ -59,6 +60,8 @@ def main() -> None:
     """
     signal.signal(signal.SIGINT, lambda *_: stop(f"\n中断しました。{GOES_ON}", 130))
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # 書けない文字があっても終わらせる
     try:
         order = read_order(sys.argv[1:])
         app.validate(order)
@@ -205,7 +208,7 @@ def ask_person(expiry: datetime) -> bytes | None:
     except TimeoutError:
         print("\n期限が過ぎました。", flush=True)
         return None
-    except EOFError:
+    except (EOFError, OSError):  # 標準入力が閉じている
         print("\n答えがないので、承認しません。", flush=True)
         return b'{"approved": false}'
     return json.dumps({"approved": approved, "approver": approver}).encode()
@@ -214,13 +217,15 @@ def ask_person(expiry: datetime) -> bytes | None:
 def ask(question: str, expiry: datetime) -> str:
     """端末で答えの 1 行を受け取る。期限が過ぎれば TimeoutError、入力が終われば EOFError。"""
     print(question, end="", flush=True)
-    seconds = max((expiry - datetime.now(UTC)).total_seconds(), 0)
-    if not select.select([0], [], [], seconds)[0]:
-        raise TimeoutError
-    with open(0, "rb", buffering=0, closefd=False) as terminal:  # 次の答えを先読みしない
-        line = terminal.readline()
-    if not line:
-        raise EOFError
+    line = b""
+    while not line.endswith(b"\n"):
+        seconds = max((expiry - datetime.now(UTC)).total_seconds(), 0)
+        if not select.select([0], [], [], seconds)[0]:
+            raise TimeoutError
+        char = os.read(0, 1)  # 次の答えを先読みしない
+        if not char and not line:
+            raise EOFError
+        line += char or b"\n"
     return line.decode(errors="replace").strip()
 
 
@@ -371,23 +376,22 @@ def open_store(order_id: str) -> OrderStore:
     name = f"{ORDERS.name}/{path.name}"
     try:
         ORDERS.mkdir(exist_ok=True)
-        claim = claim_file(path)
+        store = OrderStore(path, claim_file(path))
+        store.recorded()
     except BlockingIOError as error:
         raise UnusableOrderError(
             f"注文 {order_id} は別の端末で実行中です。終わるのを待つか、order_id を変えてください"
         ) from error
-    except OSError as error:
+    except (OSError, sqlite3.OperationalError) as error:
+        why = getattr(error, "strerror", error)
         raise UnusableOrderError(
-            f"{name} に書けません（{error.strerror}）。書けるようにして、もう一度実行してください"
+            f"{name} に書けません（{why}）。書けるようにして、もう一度実行してください"
         ) from error
-    try:
-        store = OrderStore(path, claim)
-        store.recorded()
-        store.readable = True
     except (RuntimeError, sqlite3.Error, ValueError, KeyError, TypeError) as error:
         raise UnusableOrderError(
             f"{name} を注文の記録として読めません。ほかへ移して、もう一度実行してください"
         ) from error
+    store.readable = True
     return store
 
 

@@ -25,7 +25,6 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from botocore.validate import validate_parameters
-from moto.awslambda.responses import LambdaResponse
 
 from .local_aws import workers
 from .local_aws.gateway import LocalAws
@@ -343,6 +342,7 @@ def test_body_of_a_refused_request_is_not_the_next_request(account: Account) -> 
 
 
 PATHS = [b"/%ff%zz%00", b"/2015-03-31/functions/a%2Fb", b"/moto-api/", b"//[", b"/?"]
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
 MALFORMED = [
     b"\x16\x03\x01\x02\x00\r\n\r\n",
     b"GET\r\n\r\n",
@@ -358,7 +358,13 @@ MALFORMED = [
     *map(post, [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000]),
     post(b'{"FunctionName": 1, "Role": [], "Code": "x"}'),
     *(post(b"{}", headers=b"Content-Length: %b\r\n" % length) for length in [b"x", b"-1", b"9"]),
-    post(b"zz\r\n{}", headers=b"Transfer-Encoding: chunked\r\n"),
+    *(post(size + b"\r\nabc", headers=CHUNKED) for size in [b"zz", b"3", b"f" * 16]),
+    *(
+        post(b"{}", headers=odd + b"Origin: https://evil\r\n")
+        for odd in [b"foo bar\r\n", b"\0\r\n"]
+    ),
+    post(b"{}", headers=b"Origin : https://evil\r\n"),
+    post(b"{}", headers=b"X: x\r\n Origin: https://evil\r\n"),
     post(b"[]", path=b"/2025-12-01/durable-executions/x/checkpoint"),
     post(b"", path=b"/2025-12-01/durable-execution-callbacks/bnVsbA==/succeed"),
     post(b"", path=b"/2015-03-31/functions/%20/invocations"),
@@ -394,7 +400,8 @@ def test_malformed_request_gets_an_aws_error(
 def test_crash_of_moto_is_an_aws_error(
     account: Account, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(LambdaResponse, "list_functions", lambda _: 1 / 0)
+    broken = "moto.awslambda.responses.LambdaResponse.list_functions"
+    monkeypatch.setattr(broken, lambda _: 1 / 0)
     message = refused("ServiceException", account.functions.list_functions)
     assert "ZeroDivisionError" in message
     assert capfd.readouterr().err == ""

@@ -225,6 +225,32 @@ def test_approval_times_out_at_its_time_after_going_on(terminal: Terminal) -> No
     assert result_in(out)["status"] == "APPROVAL_TIMED_OUT"
 
 
+def test_half_an_answer_does_not_outlive_the_deadline(terminal: Terminal) -> None:
+    terminal.stop_at("だれが決めますか", signal.SIGKILL, TO_APPROVE)
+    terminal.let_time_pass(590)
+    with terminal.start(json.dumps(TO_APPROVE)) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write("sato")  # 改行も、入力の終わりもない
+        process.stdin.flush()
+        assert result_in(process.stdout.read())["status"] == "APPROVAL_TIMED_OUT"
+
+
+def test_closed_input_is_no_approval(terminal: Terminal) -> None:
+    process = terminal.start(json.dumps(TO_APPROVE), preexec_fn=lambda: os.close(0))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert result_in(out)["status"] == "REJECTED"
+
+
+def test_character_that_the_terminal_does_not_know_is_no_obstacle(terminal: Terminal) -> None:
+    unknown = OUT_OF_STOCK | {"items": [{"product_id": "\ud800", "price": 1, "quantity": 1}]}
+    code, out, err = terminal.run(unknown)
+    assert (code, err) == (0, "")
+    assert "\\ud800" in out
+    assert list(terminal.orders.iterdir()) == []
+
+
 def test_execution_timeout_runs_from_the_start_of_the_order(terminal: Terminal) -> None:
     terminal.stop_at("short_wait", signal.SIGKILL)
     terminal.let_time_pass(1201)

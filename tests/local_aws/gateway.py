@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import threading
 import uuid
@@ -22,6 +23,7 @@ from .workers import Workers
 
 SYNC_SECONDS = 900
 INVOKE = {"FunctionName", "Qualifier", "InvocationType", "DurableExecutionName", "Payload"}
+PLAIN = re.compile(r"[!-9;-~]+:[\t -~\x80-\xff]*")  # 名前にも値にも、改行や制御文字はない
 FOR_ROLES = {"CheckpointDurableExecution", "GetDurableExecutionState"}
 
 
@@ -30,6 +32,16 @@ class Handler(WSGIRequestHandler):
 
     # 版のない要求にも、状態とヘッダーのある答えを返す。
     default_request_version = "HTTP/1.1"
+
+    def parse_request(self) -> bool:
+        """読み方が一通りに決まらないヘッダーは、その先に Origin を隠せるので断る。"""
+        if not super().parse_request():
+            return False
+        plain = all(PLAIN.fullmatch(f"{name}:{value}") for name, value in self.headers.items())
+        if self.headers.defects or not plain or "Transfer-Encoding" in self.headers:
+            self.send_error(400, "Bad headers")
+            return False
+        return True
 
     def run_wsgi(self) -> None:
         try:
