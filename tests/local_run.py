@@ -322,9 +322,9 @@ class OrderStore(SQLiteExecutionStore):
         self.claim = claim  # 開いている間、ほかのプロセスはこの注文を実行できない
         self.readable = False
         self.lock = threading.Lock()
-        self._init_db()
         with self._connection() as database:
             database.execute("CREATE TABLE IF NOT EXISTS invocations (began REAL, ended REAL)")
+        self._init_db()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
