@@ -63,7 +63,7 @@ def handler(event: Any, context: DurableContext) -> dict[str, Any]:
     """注文 1 件を受付から通知まで運び、order_id・status・total（円）を含む結果を返す。
 
     断られた注文も結果である。不正な注文は、何も記録せずに InvalidOrderError で失敗する。
-    取り消しか通知に最後まで答えがなければ StepError で失敗し、人が引き継ぐ。
+    取り消しか通知に最後まで答えがないか、思わぬエラーなら StepError で失敗し、人が引き継ぐ。
     """
     logger.info("ハンドラー開始")  # リプレイのたびに出る。ステップのログは一度しか出ない
     validate(event)
@@ -94,14 +94,12 @@ def handler(event: Any, context: DurableContext) -> dict[str, Any]:
     try:
         payment_id = step(pay(order, payment_key, event.get("simulate", {})))
     except StepError as error:
-        match error.error_type:
-            case "app.CardDeclinedError":
-                return step(notify(order, "PAYMENT_DECLINED"))
-            case "app.NoAnswerError":  # 請求されたかもしれないので、取り消してから知らせる
-                step(cancel_payment(payment_key))
-                return step(notify(order, "PAYMENT_FAILED"))
-            case _:
-                raise
+        if error.error_type == "app.CardDeclinedError":
+            return step(notify(order, "PAYMENT_DECLINED"))
+        step(cancel_payment(payment_key))  # 請求されたかもしれない
+        if error.error_type == "app.NoAnswerError":
+            return step(notify(order, "PAYMENT_FAILED"))
+        raise
 
     return step(notify(order, "COMPLETED", payment_id=payment_id, **remarks))
 

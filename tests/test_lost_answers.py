@@ -100,6 +100,22 @@ def test_unanswered_notice_fails_the_order_and_what_arrived_of_it_is_true(
         assert told == ([status] if "L" in never else []), payment
 
 
+def test_unforeseen_error_after_a_lost_answer_leaves_nothing_charged(
+    runner: DurableFunctionTestRunner, world: OutsideWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def charge_card(key: str, amount: int, simulate: dict[str, int], attempt: int) -> str:
+        if attempt == 2:
+            raise ConnectionError("思わぬエラー")
+        return world.charge_card(key, amount, simulate, attempt)
+
+    monkeypatch.setattr(app, "charge_card", charge_card)
+    [(_, _, result)] = results(runner, world, ["L"])
+    assert result.error is not None
+    assert result.error.message == "思わぬエラー"
+    assert (world.charges, world.inbox) == ({}, {})
+    assert world.cancelled
+
+
 def test_charge_that_arrives_after_its_cancellation_is_refused(world: OutsideWorld) -> None:
     world.cancel_charge("order-123-payment")
     with pytest.raises(RuntimeError):
