@@ -42,10 +42,7 @@ def main() -> None:
     except DeployError as error:
         sys.exit(str(error))
     except (BotoCoreError, ClientError) as error:
-        advice = advice_for(error)
-        if advice is None:
-            raise
-        sys.exit(advice)
+        sys.exit(advice_for(error))
 
 
 def deploy() -> None:
@@ -53,12 +50,15 @@ def deploy() -> None:
     check_names_and_versions()
     options = Config(connect_timeout=5, retries={"mode": "standard", "max_attempts": 5})
     session = boto3.Session()
-    client = session.client("lambda", config=options)
+    try:
+        client, iam = (session.client(service, config=options) for service in ("lambda", "iam"))
+    except ValueError as error:
+        raise DeployError(BAD_ENDPOINT) from error
     create_input = client.meta.service_model.operation_model("CreateFunction").input_shape
     if "DurableConfig" not in create_input.members:  # 古い boto3 は、黙って捨ててしまう
         raise DeployError(f"boto3 が古く、DurableConfig を知りません。{INSTALL}")
 
-    settings = desired_settings(role_arn(session.client("iam", config=options)))
+    settings = desired_settings(role_arn(iam))
     code = build_zip()
     try:
         client.get_function_configuration(FunctionName=FUNCTION_NAME)
@@ -85,6 +85,8 @@ def check_names_and_versions() -> None:
     """関数名と、同梱する SDK の版を確かめる。使えなければ DeployError。"""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", FUNCTION_NAME):
         raise DeployError("FUNCTION_NAME は英数字と - _ の 1〜64 文字にしてください。")
+    if not re.fullmatch(r"[A-Za-z0-9_+=,.@-]{1,64}", ROLE_NAME):
+        raise DeployError("ROLE_NAME は英数字と _+=,.@- の 1〜64 文字にしてください。")
     policy = json.loads((ROOT / "durable-policy.json").read_text("utf-8"))
     covered = [arn.partition(":function:")[2] for s in policy["Statement"] for arn in s["Resource"]]
     if not any(fnmatchcase(f"{FUNCTION_NAME}:1", pattern) for pattern in covered):
@@ -212,6 +214,7 @@ UNCOVERED = (
     "durable-policy.json は関数 {name} を許していません。"
     "FUNCTION_NAME を order-processing-durable か order-processing-durable-… にしてください。"
 )
+BAD_ENDPOINT = "AWS_ENDPOINT_URL を http://127.0.0.1:4566 のような URL にしてください。"
 ADVICE = {  # エラーの名前に現れる語と、次にすること
     "ProfileNotFound": "AWS_PROFILE の名前のプロファイルがありません。名前を確かめてください。",
     "Region": f"リージョンが決まりません。{PREPARE}",
@@ -228,8 +231,8 @@ class DeployError(Exception):
     """デプロイを続けられない。メッセージは次にすることを示す。"""
 
 
-def advice_for(error: Any) -> str | None:
-    """AWS に断られたか届かなかったときに、次にすることを返す。知らないエラーなら None。"""
+def advice_for(error: Any) -> str:
+    """AWS に断られたか届かなかったときに、次にすることを返す。"""
     details = getattr(error, "last_response", getattr(error, "response", {})).get("Error", {})
     name = details.get("Code", type(error).__name__)
     denied = re.search(r"perform: (\S+)", details.get("Message") or "")
@@ -237,7 +240,8 @@ def advice_for(error: Any) -> str | None:
     for words, advice in ADVICE.items():
         if re.search(words, name):
             return advice.format(action=action)
-    return None
+    why = " ".join(str(error).split())
+    return f"AWS の呼び出しに失敗しました（{why}）。直して、もう一度実行してください。"
 
 
 if __name__ == "__main__":

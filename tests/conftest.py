@@ -36,7 +36,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         try:
             boto3.client("lambda").list_functions(MaxItems=1)
         except (BotoCoreError, ClientError) as error:
-            raise pytest.UsageError(deploy.advice_for(error) or str(error)) from error
+            raise pytest.UsageError(deploy.advice_for(error)) from error
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -56,6 +56,7 @@ class Aws:
         self.calls: list[str] = []
         self.hook: Hook = lambda name, request: None
         self.killed_after = 0
+        self.clock = Clock()
         self.client = boto3.client("lambda")
         self.iam = boto3.client("iam")
 
@@ -110,7 +111,7 @@ def aws(server: LocalAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aw
     aws = Aws(server)
     monkeypatch.setattr(boto3, "Session", aws.session)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    clock = Clock()
+    clock = aws.clock
     monkeypatch.setattr(deploy, "time", clock)
     monkeypatch.setattr(botocore.waiter, "time", clock)
     monkeypatch.setattr(botocore.endpoint, "time", clock)
@@ -343,6 +344,7 @@ def test_waiting_for_the_role_is_bounded(aws: Aws, capsys: pytest.CaptureFixture
         answer(400, "InvalidParameterValueException", UNSEEN) if name == "CreateFunction" else None
     )
     assert "1 分待ちました" in failure(capsys)
+    assert 60 <= aws.clock.now <= 70
 
 
 def test_update_in_progress_is_waited_for(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,6 +400,7 @@ def test_waiting_for_a_stuck_function_is_bounded(
 
     monkeypatch.setattr(boto3, "Session", session)
     assert "もう一度実行してください" in failure(capsys)
+    assert 110 <= aws.clock.now <= 120
 
 
 # ---- 断られる ----------------------------------------------------------------------
@@ -436,6 +439,9 @@ def closed_port() -> int:
         ({"FUNCTION_NAME": "order-processing-durable2"}, "durable-policy.json"),
         ({"FUNCTION_NAME": "my-order-processing-durable"}, "durable-policy.json"),
         ({"ROLE_NAME": "no-such-role"}, "1. IAM ロールの作成"),
+        ({"ROLE_NAME": "bad name"}, "ROLE_NAME"),
+        ({"AWS_ENDPOINT_URL": "127.0.0.1:4566"}, "AWS_ENDPOINT_URL"),
+        ({"ROLE_NAME": "a" * 65}, "ROLE_NAME"),
     ],
 )
 def test_unusable_environment_gets_one_sentence_on_stderr(
@@ -547,10 +553,11 @@ def test_ctrl_c_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         deploy.main()
 
 
-def test_anything_unforeseen_keeps_its_traceback(aws: Aws) -> None:
+def test_unforeseen_refusal_is_shown_as_aws_words_it(
+    aws: Aws, capsys: pytest.CaptureFixture[str]
+) -> None:
     aws.hook = lambda name, _: answer(418, "Teapot") if name == "GetRole" else None
-    with pytest.raises(Exception, match="when calling the GetRole operation"):
-        deploy.main()
+    assert "Teapot" in failure(capsys)
 
 
 # ---- zip ---------------------------------------------------------------------------
@@ -559,9 +566,14 @@ def test_anything_unforeseen_keeps_its_traceback(aws: Aws) -> None:
 def test_zip_holds_app_and_the_sdk_and_nothing_else() -> None:
     with zipfile.ZipFile(io.BytesIO(deploy.build_zip())) as archive:
         names = archive.namelist()
+        entries = archive.infolist()
         assert archive.read("app.py") == (ROOT / "app.py").read_bytes()
     assert {name.split("/")[0] for name in names} == {"app.py", "aws_durable_execution_sdk_python"}
     assert all(name.endswith(".py") for name in names)
+    assert names == sorted(names)
+    assert {(e.date_time, e.compress_type, e.external_attr >> 16) for e in entries} == {
+        ((1980, 1, 1, 0, 0, 0), zipfile.ZIP_STORED, 0o100644)
+    }
 
 
 def test_zip_is_the_same_under_any_umask_hash_seed_and_time_zone() -> None:
