@@ -311,6 +311,7 @@ def test_own_names_are_answered(account: Account, host: bytes) -> None:
         HERE + b"Origin: null\r\n",
         HERE + b"Origin: http://127.0.0.1:PORT\r\n",
         HERE + b"Origin:\r\n",
+        HERE + b"Transfer-Encoding: chunked\r\nOrigin: null\r\n",
         b"Host: rebound.example.com:PORT\r\n",
         b"Host: 127.0.0.1\r\n",
         b"Host: 127.0.0.1:1\r\n",

@@ -38,7 +38,7 @@ class Handler(WSGIRequestHandler):
         if not super().parse_request():
             return False
         plain = all(PLAIN.fullmatch(f"{name}:{value}") for name, value in self.headers.items())
-        if self.headers.defects or not plain or "Transfer-Encoding" in self.headers:
+        if self.headers.defects or not plain:
             self.send_error(400, "Bad headers")
             return False
         return True
@@ -116,6 +116,8 @@ class LocalAws:
         if not local or "Origin" in request.headers:
             message = "手元の AWS は、このコンピューターの aws コマンドと boto3 にだけ答えます。"
             raise AwsError(403, "AccessDeniedException", message)
+        if "Transfer-Encoding" in request.headers:  # werkzeug は、終わりのない本文を読み続ける
+            raise AwsError(411, "MissingContentLength", "Content-Length のない要求は読めません。")
         try:
             call = read_call(request, path)
             if call.operation == "Invoke":
