@@ -46,7 +46,6 @@ README_ORDER: dict[str, Any] = {
     "items": [{"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}],
 }
 ORDERS = Path(app.__file__).parent / ".orders"
-GOES_ON = "同じコマンドで、続きから始まります。"
 
 
 class UnusableOrderError(Exception):
@@ -58,7 +57,8 @@ def main() -> None:
 
     できなければ、次にすることを 1 文で示して終了コード 1 で終わる。Ctrl-C では 130 で終わる。
     """
-    signal.signal(signal.SIGINT, lambda *_: stop(f"\n中断しました。{GOES_ON}", 130))
+    interrupted = "\n中断しました。同じコマンドで、続きから始まります。"
+    signal.signal(signal.SIGINT, lambda *_: stop(interrupted, 130))
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # 書けない文字があっても終わらせる

@@ -228,12 +228,12 @@ def test_approval_times_out_at_its_time_after_going_on(terminal: Terminal) -> No
 def test_half_an_answer_does_not_outlive_the_deadline(terminal: Terminal) -> None:
     terminal.stop_at("だれが決めますか", signal.SIGKILL, TO_APPROVE)
     terminal.let_time_pass(590)
-    with terminal.start(json.dumps(TO_APPROVE)) as process:
-        assert process.stdin
-        assert process.stdout
-        process.stdin.write("sato")  # 改行も、入力の終わりもない
-        process.stdin.flush()
-        assert result_in(process.stdout.read())["status"] == "APPROVAL_TIMED_OUT"
+    keyboard, controller = os.pipe()
+    os.write(controller, b"sato")  # 改行も、入力の終わりもない
+    out, _ = terminal.start(json.dumps(TO_APPROVE), stdin=keyboard).communicate(timeout=30)
+    os.close(controller)
+    os.close(keyboard)
+    assert result_in(out)["status"] == "APPROVAL_TIMED_OUT"
 
 
 def test_closed_input_is_no_approval(terminal: Terminal) -> None:

@@ -236,6 +236,8 @@ class Terminal:
             self.type("sleep() { python -m tests.idle; }")
 
     def type(self, command: str) -> str:
+        named = r"(--durable-execution-name \S+)"  # アカウントとリージョンで一意にする
+        command = re.sub(named, rf"\1{self.place.suffix}", command)
         assert self.shell.stdin is not None
         assert self.shell.stdout is not None
         self.shell.stdin.write(f"{command}\necho '{self.MARK}'\n")
@@ -249,8 +251,6 @@ class Terminal:
 
     def check(self, block: Block) -> None:
         command, shown = block
-        named = r"(--durable-execution-name \S+)"  # アカウントとリージョンで一意にする
-        command = re.sub(named, rf"\1{self.place.suffix}", command)
         printed = self.place.masked(self.type(command))
         if shown and self.place.suffix:  # 名前が長い分だけ、表の幅も違う
             printed, shown = squeezed(printed), squeezed(shown)
