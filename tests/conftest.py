@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 import app
 import deploy
-from tests.steady import DurableFunctionTestRunner
+from tests.support.runner import LocalRunner
 
 ROOT = Path(app.__file__).parent
 SDK_LOGGERS = ("aws_durable_execution_sdk_python", "aws_durable_execution_sdk_python_testing")
@@ -120,9 +120,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> OutsideWorld:
 
 
 @pytest.fixture
-def runner(world: OutsideWorld) -> Iterator[DurableFunctionTestRunner]:
+def runner(world: OutsideWorld) -> Iterator[LocalRunner]:
     """待ち時間を飛ばす公式のローカルランナー。"""
-    with DurableFunctionTestRunner(app.handler, poll_interval=0.01) as runner:
+    with LocalRunner(app.handler, poll_interval=0.01) as runner:
         yield runner
 
 
@@ -130,7 +130,7 @@ RunOrder = Callable[..., DurableFunctionTestResult]
 
 
 @pytest.fixture
-def run_order(runner: DurableFunctionTestRunner) -> RunOrder:
+def run_order(runner: LocalRunner) -> RunOrder:
     """注文を終わりまで実行する。answer があれば、承認を求められたときに送る。"""
 
     def run(order: Any, answer: bytes | None = None) -> DurableFunctionTestResult:

@@ -39,7 +39,7 @@ from aws_durable_execution_sdk_python_testing.execution import Execution, Execut
 from aws_durable_execution_sdk_python_testing.stores.sqlite import SQLiteExecutionStore
 
 import app
-from tests.steady import DurableFunctionTestRunner
+from tests.support.runner import LocalRunner, RealClock
 
 README_ORDER: dict[str, Any] = {
     "order_id": "order-123",
@@ -120,7 +120,7 @@ def run(order: Any, store: "OrderStore") -> Execution:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
     handler = durable_execution(inspect.unwrap(app.handler), plugins=[progress])
-    with DurableFunctionTestRunner(handler, skip_time=False, store=store) as runner:
+    with LocalRunner(handler, clock=RealClock(), store=store) as runner:
         if execution is None:
             print("注文を、AWS に接続せずこの端末で実行します。", flush=True)
             timeout = app.EXECUTION_TIMEOUT.to_seconds()
@@ -140,9 +140,7 @@ def run(order: Any, store: "OrderStore") -> Execution:
     return execution
 
 
-def go_on(
-    runner: DurableFunctionTestRunner, store: SQLiteExecutionStore, execution: Execution
-) -> None:
+def go_on(runner: LocalRunner, store: SQLiteExecutionStore, execution: Execution) -> None:
     """前のプロセスが残した実行を続ける。待ちも再試行も期限も、もとの時刻に終わる。"""
     if execution.is_complete:
         return

@@ -89,7 +89,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalAws]:
-    with LocalAws(skip_time=True) as server:
+    with LocalAws() as server:
         yield server
 
 
@@ -101,7 +101,7 @@ def aws(server: LocalAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aw
     for name, value in {
         "HOME": str(tmp_path),
         "AWS_ENDPOINT_URL": server.endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_ACCESS_KEY_ID": server.access_key,
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "ap-northeast-1",
         "AWS_EC2_METADATA_DISABLED": "true",

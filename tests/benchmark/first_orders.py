@@ -12,12 +12,12 @@ from aws_durable_execution_sdk_python.execution import durable_execution
 
 import app
 from tests.local_run import README_ORDER
-from tests.steady import DurableFunctionTestRunner
+from tests.support.runner import LocalRunner
 
 
 def main(one_by_one: int, at_once: int) -> None:
     logging.disable(logging.CRITICAL)
-    with DurableFunctionTestRunner(app.handler, poll_interval=0.01) as runner:
+    with LocalRunner(app.handler, poll_interval=0.01) as runner:
 
         def start(order_id: str) -> str:
             return str(runner.run_async(input=json.dumps(README_ORDER | {"order_id": order_id})))
@@ -34,7 +34,7 @@ def main(one_by_one: int, at_once: int) -> None:
         statuses += [status(arn) for arn in [start(f"at-once-{n}") for n in range(at_once)]]
         report(at_once=at_once / (time.perf_counter() - began), statuses=sorted({*statuses}))
 
-    with DurableFunctionTestRunner(nothing, poll_interval=0.01) as runner:
+    with LocalRunner(nothing, poll_interval=0.01) as runner:
         began = time.perf_counter()
         for _ in range(one_by_one):
             runner.run(input="{}")

@@ -19,7 +19,7 @@ from aws_durable_execution_sdk_python.lambda_service import (
 )
 
 from tests.local_run import README_ORDER
-from tests.steady import DurableFunctionTestRunner
+from tests.support.runner import LocalRunner
 
 LARGE_ORDER: dict[str, Any] = {
     "order_id": "order-200",
@@ -133,7 +133,7 @@ def measure(
     """待ち時間を飛ばして 1 件を終わりまで実行し、費用を数える。"""
     meter = Meter(handler)
     entered = json.dumps(order)
-    with DurableFunctionTestRunner(meter, poll_interval=0.01) as runner:
+    with LocalRunner(meter, poll_interval=0.01) as runner:
         arn = runner.run_async(input=entered, execution_timeout=30)
         if answer is not None:
             runner.send_callback_success(runner.wait_for_callback(arn), answer)

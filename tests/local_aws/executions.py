@@ -27,7 +27,7 @@ from aws_durable_execution_sdk_python_testing.threads import DaemonThreadPool
 from aws_durable_execution_sdk_python_testing.token import CallbackToken
 from aws_durable_execution_sdk_python_testing.worker.registry import ExecutionRegistry
 
-from tests.steady import SteadyExecutor
+from tests.support.runner import ReliableExecutor
 
 from . import ACCOUNT
 from .errors import AwsError, FunctionError
@@ -110,7 +110,7 @@ class Executions:
         clock = SkipClock() if skip_time else RealClock()
         processor = CheckpointProcessor(self.store, self.scheduler, clock=clock)
         self.invoker = ProcessInvoker(region, self.store, workers, clock)
-        self.executor = SteadyExecutor(
+        self.executor = ReliableExecutor(
             store=self.store,
             scheduler=self.scheduler,
             invoker=self.invoker,

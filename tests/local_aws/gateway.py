@@ -70,6 +70,7 @@ class LocalAws:
         self.socket = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self.socket.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.access_key = "local"
         self.hosts = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
         self.skip_time, self.report = skip_time, report
         self.workers = Workers(self.endpoint, report)

@@ -3,15 +3,14 @@
 import json
 
 import pytest
-from aws_durable_execution_sdk_python_testing import runner as runner_module
-from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestRunner
 
 import app
 from tests.conftest import OutsideWorld, order_of, outcome
-from tests.steady import SteadyExecutor
+from tests.support import runner as support
+from tests.support.runner import LocalRunner, ReliableExecutor
 
 
-class RearmedMeanwhile(SteadyExecutor):
+class RearmedMeanwhile(ReliableExecutor):
     """操作を済ませた直後に、別のスレッドがタイマーを計り直したときと同じことを起こす。"""
 
     def _fire_due_operations(self, execution_arn: str) -> bool:
@@ -23,7 +22,7 @@ class RearmedMeanwhile(SteadyExecutor):
 def test_timer_that_is_cancelled_after_its_work_still_invokes(
     world: OutsideWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "Executor", RearmedMeanwhile)
-    with DurableFunctionTestRunner(app.handler) as runner:
+    monkeypatch.setattr(support, "ReliableExecutor", RearmedMeanwhile)
+    with LocalRunner(app.handler) as runner:
         arn = runner.run_async(input=json.dumps(order_of()), execution_timeout=20)
         assert outcome(runner.wait_for_result(arn, timeout=20))["status"] == "COMPLETED"

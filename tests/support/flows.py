@@ -1,0 +1,93 @@
+"""注文の表: 結果ごとの道筋と、それぞれに必ずかかる費用。どのテストもベンチマークもこれを使う。"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.local_run import README_ORDER
+
+
+def order_of(price: int = 1000, quantity: int = 2, **extra: Any) -> dict[str, Any]:
+    """在庫のある商品 1 行の注文（price は円）を作る。"""
+    item = {"product_id": "prod-001", "price": price, "quantity": quantity}
+    return {"order_id": "order-123", "items": [item], **extra}
+
+
+TO_APPROVE = order_of(price=50_000)  # 承認が必要な 100,000 円
+APPROVE = b'{"approved": true, "approver": "sato"}'
+REJECT = b'{"approved": false, "approver": "sato", "reason": "over budget"}'
+
+
+@dataclass(frozen=True)
+class Flow:
+    """1 つの道筋: 注文、承認者の回答、期待する結果と、その費用の下限。
+
+    lost は、支払いの試行ごとの運命（outside.py の OutsideServices）。details は、結果のうち
+    order_id、status、total 以外。payment_id は値が決まっていないので含まない。
+    """
+
+    title: str
+    status: str
+    order: dict[str, Any]
+    calls: int  # チェックポイント API の呼び出し
+    operations: int  # 課金される durable オペレーション
+    invocations: int
+    answer: bytes | None = None
+    lost: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(int(item["price"] * item["quantity"]) for item in self.order["items"])
+
+
+SATO = {"approver": "sato"}
+FLOWS = [
+    Flow("README の注文", "COMPLETED", README_ORDER, 6, 7, 3),
+    Flow("承認された注文", "COMPLETED", TO_APPROVE, 7, 8, 3, APPROVE, details=SATO),
+    Flow("4 回目の試行で成功", "COMPLETED", order_of(simulate={"payment_timeouts": 3}), 8, 9, 5),
+    Flow(
+        "在庫が足りない注文",
+        "OUT_OF_STOCK",
+        order_of(quantity=5000),
+        3,
+        4,
+        1,
+        details={"products": ["prod-001"]},
+    ),
+    Flow(
+        "却下された注文",
+        "REJECTED",
+        TO_APPROVE,
+        5,
+        6,
+        2,
+        REJECT,
+        details=SATO | {"reason": "over budget"},
+    ),
+    Flow("回答のない注文", "APPROVAL_TIMED_OUT", TO_APPROVE, 5, 6, 2),
+    Flow(
+        "カードが拒否された注文",
+        "PAYMENT_DECLINED",
+        order_of(simulate={"card_declined": True}),
+        5,
+        6,
+        2,
+    ),
+    Flow(
+        "応答のない支払い",
+        "PAYMENT_FAILED",
+        order_of(simulate={"payment_timeouts": 10}),
+        9,
+        10,
+        5,
+    ),
+    Flow(
+        "応答はないが請求は成立",
+        "PAYMENT_FAILED",
+        order_of(simulate={"payment_timeouts": 0}),
+        9,
+        10,
+        5,
+        lost="LNLL",
+    ),
+]
