@@ -1,95 +1,41 @@
-"""`python app.py` を、参加者と同じく端末から動かす。何度止めても、注文は続きから進む。"""
+"""`python app.py` を、参加者と同じくターミナルから動かす。何度止めても、注文は続きから再開する。"""
 
+import ast
 import json
 import os
 import pty
+import random
 import re
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aws_durable_execution_sdk_python_testing.execution import Execution
 
-from tests.conftest import order_of
-from tests.local_run import README_ORDER
+from tests.local_run import README_ORDER, order, record
+from tests.local_run.record import UnusableOrderError, open_record
+from tests.support.flows import order_of
+from tests.support.runner import OrderClock
+from tests.support.terminal import APP, Terminal, read_to, result_in
 
-NO_TIMEOUTS = {"payment_timeouts": 0}
-TO_APPROVE = order_of(price=50_000, simulate=NO_TIMEOUTS)
+ROOT = Path(__file__).parents[1]
+TO_APPROVE = order_of(price=50_000)
 OUT_OF_STOCK = order_of(quantity=5000)
-STOPPED = "\n中断しました。同じコマンドで、続きから始まります。\n"
-
-
-class Terminal:
-    """clone したばかりのフォルダーで `python app.py` を実行する。"""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.orders = folder / ".orders"
-        self.record = self.orders / "order-123.db"
-
-    def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
-        command = [sys.executable, *(options.pop("program", ["app.py"])), *arguments]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        options = {**pipes, **options}
-        return subprocess.Popen(command, cwd=self.folder, text=True, **options)
-
-    def run(self, *orders: Any, stdin: str = "", **options: Any) -> tuple[int, str, str]:
-        """注文を実行し、終了コードと標準出力と標準エラーを返す。"""
-        texts = [order if isinstance(order, str) else json.dumps(order) for order in orders]
-        process = self.start(*texts, **options)
-        out, err = process.communicate(stdin, timeout=60)
-        return process.returncode, out, err
-
-    def stop_at(self, words: str, number: int, *orders: Any, **options: Any) -> tuple[int, str]:
-        """words が出たらシグナルを送り、終了コードと標準エラーを返す。"""
-        process = self.start(*map(json.dumps, orders), **options)
-        read_to(words, process)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        return process.returncode, err
-
-    def let_time_pass(self, seconds: int) -> None:
-        """止めている間に seconds 秒が過ぎたことにする。記録の時刻をすべて、前にずらす。"""
-
-        def earlier(found: re.Match[str]) -> str:
-            return f"{found[1]}{int(found[2]) - seconds * 1000}"
-
-        database = sqlite3.connect(self.record)
-        (data,) = database.execute("SELECT data FROM executions").fetchone()
-        data, found = re.subn(r'(Timestamp": )(\d{13})', earlier, data)
-        assert found
-        with database:
-            database.execute("UPDATE executions SET data = ?", [data])
-        database.close()
-
-    def edit(self, old: str, new: str) -> None:
-        program = self.folder / "app.py"
-        text = program.read_text("utf-8")
-        assert old in text
-        program.write_text(text.replace(old, new), "utf-8")
+STOPPED = "\n中断しました。同じコマンドをもう一度実行すると、続きから再開します。\n"
+QUESTION = "承認者の名前"
+WAITING = "short_wait: あと"
 
 
 @pytest.fixture
-def terminal(folder: Path) -> Terminal:
-    return Terminal(folder)
-
-
-def read_to(words: str, process: "subprocess.Popen[str]") -> None:
-    assert process.stdout is not None
-    seen = ""
-    while words not in seen:
-        char = process.stdout.read(1)
-        assert char, seen
-        seen += char
-
-
-def result_in(out: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(out[out.index("\n{") :])
-    return result
+def terminal(folder: Path, tmp_path: Path) -> Terminal:
+    books = tmp_path / "books"
+    books.mkdir()
+    return Terminal(folder, books)
 
 
 def one_sentence(code: int, out: str, err: str) -> str:
@@ -99,60 +45,83 @@ def one_sentence(code: int, out: str, err: str) -> str:
     return err
 
 
-# ---- 終わりまで ------------------------------------------------------------------
+def completed(terminal: Terminal, *orders: Any) -> str:
+    """再開すると COMPLETED になり、請求も通知も 1 回だけであること。画面を返す。"""
+    code, out, err = terminal.run(*orders, stdin="sato\nyes\n")
+    assert (code, err) == (0, "")
+    assert result_in(out)["status"] == "COMPLETED"
+    assert list(terminal.services.done("charge")) == ["order-123-payment"]
+    assert list(terminal.services.done("notice")) == ["order-123-COMPLETED"]
+    assert list(terminal.orders.iterdir()) == []
+    return out
+
+
+# ---- 完了まで --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["text", "file"])
-def test_order_is_taken_as_text_or_file_and_leaves_nothing_behind(
+def test_order_is_taken_as_text_or_file_and_only_its_own_record_is_deleted(
     terminal: Terminal, form: str
 ) -> None:
     (terminal.folder / "order.json").write_text(json.dumps(OUT_OF_STOCK))
+    terminal.orders.mkdir()
+    others = [terminal.orders / f"order-123{end}" for end in (".db.bak", ".txt", "4.db")]
+    for other in others:
+        other.touch()
     for _ in range(2):
-        code, out, err = terminal.run(OUT_OF_STOCK if form == "text" else "order.json")
+        code, out, err = terminal.run(OUT_OF_STOCK if form == "text" else "order.json", program=APP)
         assert (code, err) == (0, "")
-        assert "起動 1 回目\n" in out
+        assert "呼び出し 1 回目\n" in out
         assert result_in(out)["status"] == "OUT_OF_STOCK"
-        assert list(terminal.orders.iterdir()) == []
+        assert set(terminal.orders.iterdir()) == set(others)
 
 
 @pytest.mark.parametrize(
     ("stdin", "status"),
     [
         ("sato\nyes\n", "COMPLETED"),
+        ("sato\nY\n", "COMPLETED"),
+        ("sato\n ＹＥＳ \n", "COMPLETED"),
+        ("sato\nはい\n", "COMPLETED"),
+        ("\n\nsato\n\nyes please\nyes\n", "COMPLETED"),
+        ("sato\nNo\n", "REJECTED"),
+        ("sato\nｎ\n", "REJECTED"),
+        ("sato\n\nえ\nいいえ\n", "REJECTED"),
         ("sato\nyes please\n", "REJECTED"),
-        ("sato\ny\n", "REJECTED"),
-        ("sato\n\n", "REJECTED"),
         ("sato\n", "REJECTED"),
         ("", "REJECTED"),
     ],
 )
-def test_only_an_explicit_yes_approves(terminal: Terminal, stdin: str, status: str) -> None:
+def test_only_a_clear_answer_decides_and_end_of_input_is_no_approval(
+    terminal: Terminal, stdin: str, status: str
+) -> None:
     code, out, err = terminal.run(TO_APPROVE, stdin=stdin)
     assert (code, err) == (0, "")
     result = result_in(out)
     assert result["status"] == status
-    assert result.get("approver") == ("sato" if stdin.count("\n") == 2 else None)
+    assert result.get("approver") == ("sato" if stdin[-7:] != "please\n" and stdin[5:] else None)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["{broken"],
-        ["no-such-file.json"],
-        ["tests"],
-        ["[" * 100_000],
-        ['{"order_id": "order-1"}'],
-        ["[]"],
-        ["null"],
-        [""],
-        ["one", "two"],
-    ],
-)
-def test_unusable_order_gets_one_sentence(terminal: Terminal, arguments: list[str]) -> None:
-    one_sentence(*terminal.run(*arguments))
+def test_declined_card_does_not_read_like_the_first_of_several_attempts(
+    terminal: Terminal,
+) -> None:
+    _, out, _ = terminal.run(order_of(simulate={"card_declined": True}))
+    assert "pay            失敗: カードが拒否されました\n" in out
+    assert "回目は失敗" not in out
+    _, out, _ = terminal.run(order_of(simulate={"payment_timeouts": 4}))
+    assert len(re.findall(r"[1-4] 回目は失敗", out)) == 4
 
 
-# ---- 止めて、続ける ----------------------------------------------------------------
+def test_character_that_the_terminal_does_not_know_is_no_obstacle(terminal: Terminal) -> None:
+    unknown = OUT_OF_STOCK | {"items": [{"product_id": "\ud800", "price": 1, "quantity": 1}]}
+    for encoding in ("utf-8", "ascii"):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        code, out, err = terminal.run(unknown, program=APP, env=environment)
+        assert (code, err) == (0, "")
+        assert "\\ud800" in out
+
+
+# ---- 止めて、再開する --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,193 +136,375 @@ def test_unusable_order_gets_one_sentence(terminal: Terminal, arguments: list[st
 def test_order_stopped_in_the_wait_goes_on_and_runs_no_recorded_step_again(
     terminal: Terminal, number: int, ending: tuple[int, str]
 ) -> None:
-    assert terminal.stop_at("short_wait", number) == ending
-    terminal.let_time_pass(60)
-    code, out, err = terminal.run()
-    assert (code, err) == (0, "")
-    assert out.startswith("途中まで済んだ注文を、続きから実行します。\n")
+    assert terminal.stop_at(WAITING, number) == ending
+    terminal.let_time_pass(600)
+    out = completed(terminal)
+    assert out.startswith("前回の続きから、注文の処理を再開します。\n")
     assert "記録済み: accept_order, check_stock, short_wait\n" in out
     assert "受け付けました" not in out
-    assert "待ちます" not in out
-    assert result_in(out)["status"] == "COMPLETED"
-    elapsed = re.search(
-        r"終了: 起動は 3 回。(\d+)\.\d 秒のうち、動いていたのは 0\.\d 秒でした\n", out
-    )
+    assert WAITING not in out
+    elapsed = re.search(r"終了: 呼び出しは 3 回。(\d+)\.\d 秒のうち", out)
     assert elapsed
-    assert 60 <= int(elapsed[1]) < 120
+    assert int(elapsed[1]) >= 600
 
 
 def test_wait_ends_when_it_would_have_ended(terminal: Terminal) -> None:
-    terminal.stop_at("short_wait", signal.SIGKILL)
-    terminal.let_time_pass(5)
-    _, out, _ = terminal.run()
-    assert re.search(r"short_wait: あと [1-5] 秒待ちます", out)
-    assert re.search(r" 1[0-4]\.\d 秒    pay ", out)  # 待ち直せば、早くても 15 秒になる
+    """待機の終わる時刻は、再開しても、最初に記録したままである。"""
+    terminal.stop_at(WAITING, signal.SIGKILL)
+
+    def end_of_wait() -> datetime:
+        database = sqlite3.connect(terminal.record)
+        (data,) = database.execute("SELECT data FROM executions").fetchone()
+        database.close()
+        operations = Execution.from_json_dict(json.loads(data)).operations
+        [end] = [o.wait_details.scheduled_end_timestamp for o in operations if o.wait_details]
+        assert end
+        return end
+
+    before = end_of_wait()
+    process = terminal.start()
+    read_to(WAITING, process)
+    process.kill()
+    process.communicate()
+    assert end_of_wait() == before
+    completed(terminal)
+
+
+def test_clock_that_was_set_back_meanwhile_does_not_prolong_the_wait(terminal: Terminal) -> None:
+    tomorrow = (
+        "import runpy, sys; from datetime import datetime as d, timedelta as t, UTC;"
+        "from tests.local_run import record; clock = record.OrderClock;"
+        "record.OrderClock = lambda speed, _: clock(speed, d.now(UTC) + t(days=1));"
+        "sys.argv = ['app.py']; runpy.run_path('app.py', run_name='__main__')"
+    )
+    terminal.stop_at(WAITING, signal.SIGKILL, program=["-c", tomorrow])
+    seconds = re.findall(r"あと (\d+) 秒", completed(terminal))
+    assert [number for number in seconds if not 0 < int(number) <= 10] == []
 
 
 def test_leaving_the_question_is_no_answer_and_it_is_asked_again(terminal: Terminal) -> None:
     controller, keyboard = pty.openpty()
-    for question in ("だれが決めますか", "承認しますか"):
+    for question in (QUESTION, "承認しますか"):
         os.write(controller, b"sato\n" if question == "承認しますか" else b"")
         ending = terminal.stop_at(question, signal.SIGINT, TO_APPROVE, stdin=keyboard)
         assert ending == (130, STOPPED)
     os.close(controller)
     os.close(keyboard)
-    code, out, _ = terminal.run(TO_APPROVE, stdin="sato\nyes\n")
-    assert code == 0
-    assert "承認を頼みました" not in out
-    assert result_in(out)["status"] == "COMPLETED"
+    assert "承認を頼みました" not in completed(terminal, TO_APPROVE)
 
 
-def test_approval_whose_time_is_over_times_out_without_a_question(terminal: Terminal) -> None:
-    terminal.stop_at("だれが決めますか", signal.SIGKILL, TO_APPROVE)
-    terminal.let_time_pass(601)
-    code, out, _ = terminal.run(TO_APPROVE, stdin="sato\nyes\n")
-    assert code == 0
-    assert "だれが決めますか" not in out
-    assert result_in(out)["status"] == "APPROVAL_TIMED_OUT"
-
-
-def test_approval_times_out_at_its_time_after_going_on(terminal: Terminal) -> None:
-    terminal.stop_at("だれが決めますか", signal.SIGKILL, TO_APPROVE)
-    terminal.let_time_pass(590)
-    controller, keyboard = pty.openpty()  # 開いたまま、何も答えない
-    out, _ = terminal.start(json.dumps(TO_APPROVE), stdin=keyboard).communicate(timeout=30)
-    os.close(controller)
-    os.close(keyboard)
-    assert "だれが決めますか" in out
-    assert result_in(out)["status"] == "APPROVAL_TIMED_OUT"
-
-
-def test_half_an_answer_does_not_outlive_the_deadline(terminal: Terminal) -> None:
-    terminal.stop_at("だれが決めますか", signal.SIGKILL, TO_APPROVE)
-    terminal.let_time_pass(590)
+@pytest.mark.parametrize(("passed", "asked"), [(601, False), (560, True)])
+@pytest.mark.parametrize("answer", [b"", b"sato"])  # 何も答えないか、改行がない
+def test_approval_times_out_at_its_time_after_going_on(
+    terminal: Terminal, passed: int, asked: bool, answer: bytes
+) -> None:
+    terminal.stop_at(QUESTION, signal.SIGKILL, TO_APPROVE)
+    terminal.let_time_pass(passed)
     keyboard, controller = os.pipe()
-    os.write(controller, b"sato")  # 改行も、入力の終わりもない
-    out, _ = terminal.start(json.dumps(TO_APPROVE), stdin=keyboard).communicate(timeout=30)
+    os.write(controller, answer)
+    out, _ = terminal.start(TO_APPROVE, stdin=keyboard).communicate(timeout=120)
     os.close(controller)
     os.close(keyboard)
+    assert (QUESTION in out) is asked
     assert result_in(out)["status"] == "APPROVAL_TIMED_OUT"
+    assert terminal.services.done("charge") == {}
 
 
-def test_closed_input_is_no_approval(terminal: Terminal) -> None:
-    process = terminal.start(json.dumps(TO_APPROVE), preexec_fn=lambda: os.close(0))
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
-    assert result_in(out)["status"] == "REJECTED"
+class JumpingClock(OrderClock):
+    """時計を見るたびに、期限までの秒数が lefts のとおりに減る。"""
+
+    def __init__(self, lefts: list[float]) -> None:
+        super().__init__()
+        self.lefts = lefts
+
+    def arm(self, wake: datetime) -> float:
+        return self.lefts.pop(0)
 
 
-def test_character_that_the_terminal_does_not_know_is_no_obstacle(terminal: Terminal) -> None:
-    unknown = OUT_OF_STOCK | {"items": [{"product_id": "\ud800", "price": 1, "quantity": 1}]}
-    code, out, err = terminal.run(unknown)
-    assert (code, err) == (0, "")
-    assert "\\ud800" in out
-    assert list(terminal.orders.iterdir()) == []
+def test_answer_that_comes_after_its_deadline_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z やスリープで止まっている間に期限が過ぎ、その後で yes が届く。"""
+    reader, writer = os.pipe()
+    read = os.read
+    monkeypatch.setattr("select.select", lambda *_: ([reader], [], []))
+    monkeypatch.setattr("os.read", lambda _, size: read(reader, size))
+    for lefts, answered in (([9.0] * 4, False), ([9.0] * 5, True)):
+        os.write(writer, b"yes\n")
+        clock = JumpingClock([*lefts, 0.0])
+        try:
+            assert (order.ask("", clock, datetime.now(UTC)) == "yes") is answered
+        except TimeoutError:
+            assert not answered
 
 
-def test_execution_timeout_runs_from_the_start_of_the_order(terminal: Terminal) -> None:
-    terminal.stop_at("short_wait", signal.SIGKILL)
+def test_execution_timeout_counts_from_the_start_of_the_order(terminal: Terminal) -> None:
+    terminal.stop_at(WAITING, signal.SIGKILL)
     terminal.let_time_pass(1201)
     code, out, err = terminal.run()
     assert code == 1
-    assert "起動" not in out
-    assert err == "注文は、始めてから 20 分の ExecutionTimeout を過ぎたので失敗しました。\n"
+    assert "呼び出し" not in out
+    assert "20 分の実行タイムアウト（ExecutionTimeout）を超えました。\n" in err
     assert list(terminal.orders.iterdir()) == []
 
 
 def test_execution_timeout_is_armed_again_for_what_is_left_of_it(terminal: Terminal) -> None:
-    slow = order_of(simulate=NO_TIMEOUTS | {"payment_seconds": 20})
-    terminal.stop_at("short_wait", signal.SIGKILL, slow)
-    terminal.let_time_pass(1190)
+    slow = order_of(simulate={"payment_timeouts": 0, "payment_seconds": 20})
+    terminal.stop_at(WAITING, signal.SIGKILL, slow)
+    terminal.let_time_pass(1150)
     code, out, err = terminal.run(slow)
     assert code == 1
-    assert "起動 2 回目" in out
+    assert "呼び出し 2 回目" in out
     assert "ExecutionTimeout" in err
 
 
-def test_result_that_nobody_has_seen_is_shown(terminal: Terminal) -> None:
-    program = (
-        "import os; from tests import local_run; "
-        "local_run.show_result = lambda _: os.kill(os.getpid(), 9); local_run.main()"
-    )
-    assert terminal.run(OUT_OF_STOCK, program=["-c", program])[0] == -signal.SIGKILL
-    code, out, _ = terminal.run(OUT_OF_STOCK)
-    assert code == 0
-    assert "起動" not in out
-    assert result_in(out)["status"] == "OUT_OF_STOCK"
-    assert list(terminal.orders.iterdir()) == []
+def test_closed_input_is_no_approval(terminal: Terminal) -> None:
+    process = terminal.start(TO_APPROVE, preexec_fn=lambda: os.close(0))
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert result_in(out)["status"] == "REJECTED"
 
 
-def test_reader_that_leaves_ends_the_process_quietly(terminal: Terminal) -> None:
-    with terminal.start(stdin=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        read_to("short_wait", process)
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == -signal.SIGPIPE
-    assert result_in(terminal.run()[1])["status"] == "COMPLETED"
+# ---- 表示できない ------------------------------------------------------------------
+
+ALL_LINES = 16
+LINES = [
+    pytest.param(line, marks=[] if line in (1, 9, 15) else [pytest.mark.sweep])
+    for line in range(ALL_LINES)
+]
 
 
-# ---- 続けられない ----------------------------------------------------------------
+@pytest.mark.parametrize("lines", LINES)
+@pytest.mark.parametrize("gone", ["terminal", "reader"])
+def test_order_survives_a_terminal_that_is_gone_after_any_line(
+    terminal: Terminal, gone: str, lines: int
+) -> None:
+    """`& disown` したプロセスのターミナルが閉じられるか、`| head` が先に終わる。"""
+    if gone == "terminal":
+        reader, screen = pty.openpty()
+    else:
+        reader, screen = os.pipe()
+    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    process = terminal.start(stdin=screen, stdout=screen, stderr=screen, **ignore)
+    os.close(screen)
+    seen = b""
+    while seen.count(b"\n") < lines:
+        seen += os.read(reader, 1)
+    os.close(reader)
+    assert process.wait(timeout=120) != 0
+    assert terminal.record.exists()
+    completed(terminal)
+
+
+def test_terminal_that_is_gone_at_the_question_decides_nothing(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    """標準出力はファイルなので、ターミナルがなくなったことは、入力からしか分からない。"""
+    controller, keyboard = pty.openpty()
+    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+    with (tmp_path / "log").open("w+") as log:
+        process = terminal.start(TO_APPROVE, stdin=keyboard, stdout=log, stderr=log, **ignore)
+        os.close(keyboard)
+        while QUESTION not in (tmp_path / "log").read_text("utf-8"):
+            assert process.poll() is None
+        os.close(controller)
+        assert process.wait(timeout=120) == 1
+    assert terminal.services.done("notice") == {}
+    completed(terminal, TO_APPROVE)
+
+
+def test_full_output_is_one_sentence_and_the_order_goes_on(terminal: Terminal) -> None:
+    with open("/dev/full", "w") as full:
+        code, _, err = terminal.run(stdout=full)
+    assert code == 1
+    assert err.startswith("表示できません（No space left on device）。")
+    assert err.count("\n") == 1
+    completed(terminal)
+
+
+def test_failure_that_cannot_be_shown_is_shown_by_the_next_command(terminal: Terminal) -> None:
+    terminal.stop_at(WAITING, signal.SIGKILL)
+    terminal.let_time_pass(1201)
+    with open("/dev/full", "w") as full:
+        assert terminal.run(stderr=full)[0] == 1
+    assert "ExecutionTimeout" in terminal.run()[2]
+
+
+# ---- 再開できない ------------------------------------------------------------------
+
+RUN_APP = "import runpy; sys.argv[0] = 'app.py'; runpy.run_path('app.py', run_name='__main__')"
+WITHOUT = {
+    "fcntl": f"import sys; sys.modules['fcntl'] = None; {RUN_APP}",
+    "new Python": f"import sys; sys.version_info = (3, 9, 21); {RUN_APP}",
+}
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (["-S", "app.py"], "aws-durable-execution-sdk-python がインストールされていません"),
+        (["-c", WITHOUT["fcntl"]], "WSL か AWS CloudShell"),
+        (["-c", WITHOUT["new Python"]], "Python 3.11 以降が必要です（これは 3.9 です）"),
+    ],
+)
+def test_unusable_environment_is_one_sentence_and_nothing_is_touched(
+    terminal: Terminal, program: list[str], words: str
+) -> None:
+    terminal.stop_at(WAITING, signal.SIGKILL)
+    before = terminal.record.read_bytes()
+    assert words in one_sentence(*terminal.run(program=program))
+    assert terminal.record.read_bytes() == before
+
+
+def test_what_says_so_can_be_read_by_an_old_python() -> None:
+    for name in ("app.py", "tests/local_run/__init__.py", "tests/local_run/screen.py"):
+        ast.parse((ROOT / name).read_text("utf-8"), feature_version=(3, 9))
+
+
+def test_other_sdk_version_is_refused_before_anything_is_touched(terminal: Terminal) -> None:
+    terminal.stop_at(WAITING, signal.SIGKILL)
+    before = terminal.record.read_bytes()
+    pins = terminal.folder / "requirements.txt"
+    pins.write_text(re.sub(r"(sdk-python==)\S+", r"\g<1>2.0.0", pins.read_text("utf-8")))
+    assert "requirements.txt の 2.0.0 と違います" in one_sentence(*terminal.run(program=APP))
+    assert terminal.record.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{broken"], "1 行 2 文字目"),
+        (["no-such-file.json"], "no-such-file.json がありません"),
+        (["broken.json"], "2 行 1 文字目"),
+        (["tests"], "読み取れません"),
+        (["[" * 100_000], "読み取れません"),
+        (['{"order_id": NaN}'], "読み取れません"),
+        (['{"order_id": "order-1"}'], "items: "),
+        (["[]"], "注文: "),
+        ([""], "読み取れません"),
+        (["one", "two"], "1 つだけ"),
+    ],
+)
+def test_unusable_order_is_one_sentence(
+    terminal: Terminal, arguments: list[str], words: str
+) -> None:
+    (terminal.folder / "broken.json").write_text("{\n")
+    assert words in one_sentence(*terminal.run(*arguments, program=APP))
 
 
 def test_other_content_under_an_unfinished_id_is_refused_and_nothing_is_lost(
     terminal: Terminal,
 ) -> None:
-    terminal.stop_at("short_wait", signal.SIGKILL)
-    assert "別の内容" in one_sentence(*terminal.run(order_of(price=1)))
-    assert terminal.record.exists()
-    reordered = dict(reversed(README_ORDER.items()))
-    code, out, _ = terminal.run(reordered)
-    assert (code, result_in(out)["status"]) == (0, "COMPLETED")
+    terminal.stop_at(WAITING, signal.SIGKILL)
+    assert "内容の異なる" in one_sentence(*terminal.run(order_of(price=1)))
+    completed(terminal, dict(reversed(README_ORDER.items())))
+
+
+BSD_LOCKS = f"""
+import fcntl, struct, sys
+def flock(file, flags):  # BSD と macOS では、flock も fcntl のロックと衝突する
+    lock = struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0)
+    return fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
+fcntl.flock = flock
+{RUN_APP.replace("; ", chr(10))}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ほかの OS では、本物のロックで試される")
+def test_lock_does_not_shut_the_process_itself_out_on_bsd_and_macos(terminal: Terminal) -> None:
+    program = ["-c", BSD_LOCKS]
+    terminal.stop_at("在庫を確認しました", signal.SIGKILL, OUT_OF_STOCK, program=program)
+    code, out, err = terminal.run(OUT_OF_STOCK, program=program)
+    assert (code, err) == (0, "")
+    assert result_in(out)["status"] == "OUT_OF_STOCK"
 
 
 def test_order_in_a_second_terminal_is_refused_until_the_first_ends(terminal: Terminal) -> None:
-    with terminal.start() as first:
+    controller, keyboard = pty.openpty()
+    with terminal.start(TO_APPROVE, stdin=keyboard) as first:
         assert first.stdout is not None
-        read_to("short_wait", first)
-        assert "別の端末" in one_sentence(*terminal.run())
+        read_to(QUESTION, first)
+        assert "別のプロセスで処理中" in one_sentence(*terminal.run(TO_APPROVE))
         assert terminal.run(OUT_OF_STOCK | {"order_id": "order-456"})[0] == 0
-        assert result_in("\n" + first.stdout.read())["status"] == "COMPLETED"
+        os.write(controller, b"sato\nyes\n")
+        assert result_in(first.stdout.read())["status"] == "COMPLETED"
     assert first.returncode == 0
 
 
-def test_folder_that_cannot_be_written_gets_one_sentence(terminal: Terminal) -> None:
+def test_record_that_is_deleted_on_the_way_stops_the_process_for_good(
+    terminal: Terminal,
+) -> None:
+    """回答を待つ間に記録が消され、同じ注文が別のターミナルで始められる。回答は、後の方だけに効く。"""
+    keyboards = [pty.openpty() for _ in range(2)]
+    processes = []
+    for _, keyboard in keyboards:
+        processes.append(terminal.start(TO_APPROVE, stdin=keyboard))
+        read_to(QUESTION, processes[-1])
+        if len(processes) == 1:
+            shutil.rmtree(terminal.orders)
+    os.write(keyboards[0][0], b"sato\nyes\n")
+    _, err = processes[0].communicate(timeout=120)
+    assert "削除されました" in one_sentence(processes[0].returncode, "", err)
+    os.write(keyboards[1][0], b"sato\nno\n")
+    out, _ = processes[1].communicate(timeout=120)
+    assert result_in(out)["status"] == "REJECTED"
+    assert terminal.services.done("charge") == {}
+
+
+def test_folder_that_cannot_be_written_is_one_sentence(terminal: Terminal) -> None:
     terminal.orders.write_text("a file")
-    assert ".orders/order-123.db" in one_sentence(*terminal.run())
+    assert ".orders/order-123.db に書き込めません" in one_sentence(*terminal.run())
     assert terminal.orders.read_text() == "a file"
 
 
-def test_record_that_is_lost_on_the_way_gets_one_sentence(terminal: Terminal) -> None:
-    process = terminal.start()
-    read_to("short_wait: あと", process)
-    shutil.rmtree(terminal.orders)
-    _, err = process.communicate(timeout=60)
-    assert ".orders/" in one_sentence(process.returncode, "", err)
-    assert result_in(terminal.run()[1])["status"] == "COMPLETED"
-
-
-@pytest.mark.parametrize("damage", ["garbage", "data"])
-def test_record_that_cannot_be_read_gets_one_sentence_and_is_kept(
-    terminal: Terminal, damage: str
+def test_full_disk_is_called_full_not_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terminal.stop_at("short_wait", signal.SIGKILL)
-    if damage == "garbage":
-        terminal.record.write_bytes(b"garbage " * 1000)
-    else:
-        with sqlite3.connect(terminal.record) as database:
-            database.execute("UPDATE executions SET data = '{}'")
-        database.close()
+    connect = record.OrderStore._get_connection
+
+    def small(self: record.OrderStore) -> sqlite3.Connection:
+        database = connect(self)
+        database.execute("PRAGMA max_page_count = 2")
+        return database
+
+    monkeypatch.setattr(record.OrderStore, "_get_connection", small)
+    with pytest.raises(UnusableOrderError, match=r"書き込めません（database or disk is full）"):
+        open_record(tmp_path / ".orders" / "order-123.db", 1)
+
+
+def test_record_that_is_damaged_anywhere_is_refused_or_still_the_same(terminal: Terminal) -> None:
+    terminal.stop_at(WAITING, signal.SIGKILL)
+    whole, randomly = terminal.record.read_bytes(), random.Random(14)
+    undamaged = open_record(terminal.record, 1)
+    assert undamaged.recorded
+    refused = 0
+    for _ in range(200):
+        place = randomly.randrange(len(whole))
+        noise = randomly.randbytes(randomly.choice([1, 8]))
+        terminal.record.write_bytes(whole[:place] + noise + whole[place + len(noise) :])
+        undamaged.claim.file.close()
+        try:
+            undamaged = open_record(terminal.record, 1)
+        except UnusableOrderError:
+            refused += 1
+        else:
+            assert undamaged.recorded
+            assert undamaged.invocations()
+    assert refused > 10  # 使われていない場所なら、傷んでも同じ
+
+
+def test_damaged_record_is_one_sentence_and_kept(terminal: Terminal) -> None:
+    terminal.stop_at(WAITING, signal.SIGKILL)
+    with sqlite3.connect(terminal.record) as database:
+        database.execute("UPDATE executions SET data = replace(data, '2000', '2001')")
+    database.close()
     before = terminal.record.read_bytes()
-    assert ".orders/order-123.db" in one_sentence(*terminal.run())
+    assert ".orders/order-123.db を注文の記録として" in one_sentence(*terminal.run())
     assert terminal.record.read_bytes() == before
 
 
-def test_handler_that_no_longer_fits_gets_one_sentence_and_nothing_is_lost(
+def test_handler_that_no_longer_fits_is_one_sentence_and_nothing_is_lost(
     terminal: Terminal,
 ) -> None:
-    terminal.stop_at("short_wait", signal.SIGKILL)
+    terminal.stop_at(WAITING, signal.SIGKILL)
     line = '    shortages = step(check_stock(event["items"]))\n'
     terminal.edit(line, f'    step(pay(order, "x", {{"payment_timeouts": 0}}))\n{line}')
     code, out, err = terminal.run()
@@ -361,10 +512,13 @@ def test_handler_that_no_longer_fits_gets_one_sentence_and_nothing_is_lost(
     assert "app.py を元に戻す" in err
     assert "請求しました" not in out
     terminal.edit('    step(pay(order, "x", {"payment_timeouts": 0}))\n', "")
-    assert result_in(terminal.run()[1])["status"] == "COMPLETED"
+    completed(terminal)
 
 
-def test_edit_that_fits_takes_effect_on_going_on(terminal: Terminal) -> None:
-    terminal.stop_at("short_wait", signal.SIGKILL)
-    terminal.edit("お客様に通知しました", "お客様にお知らせしました")
-    assert "お客様にお知らせしました: COMPLETED" in terminal.run()[1]
+def test_file_of_another_name_is_run(terminal: Terminal) -> None:
+    (terminal.folder / "app.py").rename(terminal.folder / "lambda_function.py")
+    code, out, err = terminal.run(
+        order_of(simulate={"card_declined": True}), program=["lambda_function.py"]
+    )
+    assert (code, err) == (0, "")
+    assert result_in(out)["status"] == "PAYMENT_DECLINED"

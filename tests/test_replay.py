@@ -1,4 +1,4 @@
-"""終わった履歴をリプレイしても、ステップは二度と動かず、結果も同じであること。"""
+"""完了した履歴をリプレイしても、ステップは再実行されず、結果も同じであること。"""
 
 import json
 from collections.abc import Callable
@@ -11,32 +11,30 @@ from aws_durable_execution_sdk_python.execution import (
 )
 from aws_durable_execution_sdk_python_testing.invoker import create_test_lambda_context
 from aws_durable_execution_sdk_python_testing.model import events_to_operations
-from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestRunner
 
 import app
-from tests.conftest import OutsideWorld, order_of, outcome
-from tests.local_run import README_ORDER
-
-APPROVED_ORDER = order_of(price=50_000)
+from tests.support.flows import FLOWS, Flow, outcome
+from tests.support.outside import OutsideServices
+from tests.support.runner import LocalRunner
 
 
 class Forbidden:
     """記録への書き込みを一切許さないサービスクライアント。"""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        raise AssertionError(f"リプレイが {name} を呼びました")
+        raise AssertionError(f"リプレイが {name} を呼び出しました")
 
 
-@pytest.mark.parametrize("order", [README_ORDER, APPROVED_ORDER])
+@pytest.mark.parametrize("flow", FLOWS[:3], ids=lambda flow: flow.title)
 def test_replaying_a_finished_history_runs_no_step_again(
-    runner: DurableFunctionTestRunner, world: OutsideWorld, order: dict[str, Any]
+    runner: LocalRunner, services: OutsideServices, flow: Flow
 ) -> None:
-    arn = runner.run_async(input=json.dumps(order))
-    if order is APPROVED_ORDER:
-        runner.send_callback_success(runner.wait_for_callback(arn), b'{"approved": true}')
+    arn = runner.run_async(input=json.dumps(flow.order))
+    if flow.answer:
+        runner.send_callback_success(runner.wait_for_callback(arn), flow.answer)
     first = outcome(runner.wait_for_result(arn))
     history = runner.get_execution_history(arn, include_execution_data=True)
-    assert world.deliveries == ["order-123-COMPLETED"]
+    asked = {kind: services.asked(kind) for kind in ("charge", "notice")}
 
     replayed = app.handler(
         DurableExecutionInvocationInputWithClient(
@@ -52,5 +50,4 @@ def test_replaying_a_finished_history_runs_no_step_again(
 
     assert replayed["Status"] == "SUCCEEDED"
     assert json.loads(replayed["Result"]) == first
-    assert world.deliveries == ["order-123-COMPLETED"]
-    assert world.payment_calls == [("order-123-payment", first["total"])] * 2
+    assert {kind: services.asked(kind) for kind in asked} == asked

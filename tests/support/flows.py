@@ -1,7 +1,11 @@
 """注文の表: 結果ごとの道筋と、それぞれに必ずかかる費用。どのテストもベンチマークもこれを使う。"""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestResult
 
 from tests.local_run import README_ORDER
 
@@ -38,6 +42,13 @@ class Flow:
     @property
     def total(self) -> int:
         return sum(int(item["price"] * item["quantity"]) for item in self.order["items"])
+
+    def expects(self, result: dict[str, Any], order_id: str = "order-123") -> bool:
+        """result が、この道筋の結果か。"""
+        known = {"order_id": order_id, "status": self.status, "total": self.total} | self.details
+        if self.status == "COMPLETED":
+            known["payment_id"] = result.get("payment_id")
+        return result == known
 
 
 SATO = {"approver": "sato"}
@@ -91,3 +102,18 @@ FLOWS = [
         lost="LNLL",
     ),
 ]
+
+RunOrder = Callable[..., DurableFunctionTestResult]
+
+
+def outcome(result: DurableFunctionTestResult) -> dict[str, Any]:
+    """成功した実行の結果を読む。"""
+    assert result.error is None
+    assert result.result is not None
+    value: dict[str, Any] = json.loads(result.result)
+    return value
+
+
+def step_names(result: DurableFunctionTestResult) -> list[str | None]:
+    """記録された操作の名前を、始まった順に並べる。"""
+    return [operation.name for operation in result.operations]

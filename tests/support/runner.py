@@ -1,15 +1,19 @@
-"""公式ローカルランナーを、不具合の回避策と、速く進む時計を付けて使う。
+"""公式ローカルランナーを、不具合の回避策と、注文の時計を付けて使う。
 
 ここを import しても、ランナーそのものは変わらない。変わるのは LocalRunner だけ。
 """
 
+import asyncio
+import inspect
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
 from aws_durable_execution_sdk_python_testing import runner
-from aws_durable_execution_sdk_python_testing.clock import Clock, RealClock, SkipClock
+from aws_durable_execution_sdk_python_testing.clock import SkipClock
 from aws_durable_execution_sdk_python_testing.executor import Executor
 from aws_durable_execution_sdk_python_testing.scheduler import Scheduler
 
@@ -29,54 +33,65 @@ class ReliableExecutor(Executor):
         return False  # 呼び出しは予約した
 
 
-class FastClock:
-    """実時間の speed 倍で進む時計。FastScheduler と組で使う。
+class OrderClock:
+    """実時間の speed 倍で進み、戻らない時計。
 
-    飛ばす時計（SkipClock）と違い、出来事の順番が変わらない。origin（UNIX 時刻）を同じにすれば、
-    別のプロセスとも同じ時刻になる。
+    スリープした時間は進むが（壁時計で計る）、壁時計が戻されても戻らない（経過時間で計る）。
+    start より前の時刻からは始まらない。飛ばす時計（SkipClock）と違い、出来事の順番は変わらない。
     """
 
-    def __init__(self, speed: float, origin: float | None = None) -> None:
+    def __init__(self, speed: float = 1, start: datetime | None = None) -> None:
         self.speed = speed
-        self.origin = datetime.now(UTC) if origin is None else datetime.fromtimestamp(origin, UTC)
+        self._lock = threading.Lock()
+        self._wall, self._ticks = datetime.now(UTC), time.monotonic()
+        self._now = max(start or self._wall, self._wall)
 
     def now(self) -> datetime:
-        return self.origin + (datetime.now(UTC) - self.origin) * self.speed
+        with self._lock:
+            wall, ticks = datetime.now(UTC), time.monotonic()
+            passed = max(wall - self._wall, timedelta(seconds=ticks - self._ticks))
+            self._now += passed * self.speed
+            self._wall, self._ticks = wall, ticks
+            return self._now
 
     def arm(self, wake: datetime) -> float:
-        """この時計での秒数を返す。実時間に縮めるのは FastScheduler。"""
-        return max((wake - self.now()) / timedelta(seconds=1), 0.0)
+        """wake までの、この時計での秒数。実際に待つのは ClockScheduler。"""
+        return max((wake - self.now()).total_seconds(), 0.0)
 
 
-class FastScheduler(Scheduler):
-    """どの待ち時間も 1/speed にする。時計を通らないタイムアウトも、ここは通る。"""
+class ClockScheduler(Scheduler):
+    """待ち時間を、どれも clock で計る。ランナーのタイムアウトは、時計を通らずここに来る。"""
 
-    def __init__(self, speed: float) -> None:
+    def __init__(self, clock: OrderClock) -> None:
         super().__init__()
-        self.speed = speed
+        self.clock = clock
 
     def call_later(
         self, func: Callable[[], Any], delay: float = 0, *args: Any, **kwargs: Any
     ) -> Any:
-        return super().call_later(func, delay / self.speed, *args, **kwargs)
+        wake = self.clock.now() + timedelta(seconds=delay)
+
+        async def when_due() -> Any:
+            while left := self.clock.arm(wake):  # スリープから覚めたことに、1 秒以内に気付く
+                await asyncio.sleep(min(left / self.clock.speed, 1))
+            if inspect.iscoroutinefunction(func):
+                return await func()
+            return await asyncio.to_thread(func)
+
+        return super().call_later(when_due if delay > 0 else func, 0, *args, **kwargs)
 
 
 class LocalRunner(runner.DurableFunctionTestRunner):
     """回避策を付けた公式ランナー。clock を渡さなければ、待ち時間を飛ばす。"""
 
     def __init__(
-        self, handler: Callable[..., Any], *, clock: Clock | None = None, **options: Any
+        self, handler: Callable[..., Any], *, clock: OrderClock | None = None, **options: Any
     ) -> None:
-        clock = clock or SkipClock()
-        speed = getattr(clock, "speed", 1)
-        # ランナーには Executor と時計を選ぶ公開 API がない。差し替える場所はここだけ。
+        # ランナーには Executor、時計、Scheduler を選ぶ公開 API がない。差し替える場所はここだけ。
         with mock.patch.multiple(
             runner,
             Executor=ReliableExecutor,
-            RealClock=lambda: clock,
-            Scheduler=lambda: FastScheduler(speed),
+            RealClock=lambda: clock or SkipClock(),
+            Scheduler=lambda: ClockScheduler(clock) if clock else Scheduler(),
         ):
             super().__init__(handler, skip_time=False, **options)
-
-
-__all__ = ["FastClock", "FastScheduler", "LocalRunner", "RealClock", "ReliableExecutor"]

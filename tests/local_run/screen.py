@@ -1,0 +1,45 @@
+"""ターミナルへの表示。表示できなければ、注文を進めずにプロセスを終え、記録を残す。"""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from typing import NoReturn, TextIO
+
+INTERRUPTED = "\n中断しました。同じコマンドをもう一度実行すると、続きから再開します。"
+
+
+def prepare() -> None:
+    """シグナルと、表示できない文字の扱いを決める。"""
+    signal.signal(signal.SIGINT, lambda *_: stop(INTERRUPTED, 130))
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for number in range(3):  # 閉じていれば、記録のファイルがその番号で開かれてしまう
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def say(text: str, end: str = "\n", file: "TextIO | None" = None) -> None:
+    """表示する。できなければ、ステップの途中でもプロセスを終える。"""
+    file = file or sys.stdout
+    try:
+        if file is None:
+            raise OSError("出力先が閉じています")
+        print(text, end=end, file=file, flush=True)
+    except OSError as error:
+        why = error.strerror or error
+        stop(f"表示できません（{why}）。記録は残るので、表示できるようにして再開してください。", 1)
+
+
+def stop(sentence: "str | None", code: int) -> NoReturn:
+    """ステップの途中でも、ただちにプロセスを終了する。"""
+    if sentence:
+        with contextlib.suppress(OSError):
+            print(sentence, file=sys.stderr, flush=True)
+    os._exit(code)

@@ -1,0 +1,120 @@
+"""外部サービス（決済と通知）のスタブ。べき等性キーで 2 度目を見分け、応答を失い、強制終了する。
+
+請求も通知もフォルダーのファイルに記録するので、プロセスが強制終了されても残る。環境変数 BOOKS が
+あれば、そのフォルダーで app.py の外部サービスを置き換える。ローカル AWS へは app.py と並べて
+デプロイする。`python -m tests.support.outside [注文]` は、20 倍速の `python app.py [注文]` になる。
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import app
+
+
+class OutsideServices:
+    """kind は charge（請求）、cancellation（取り消し）、notice（通知）。"""
+
+    def __init__(self, books: Path) -> None:
+        self.books = books
+        self.simulated_charge = app.charge_card
+
+    def replace(self, setattr: Callable[[Any, str, Any], None]) -> None:
+        """app.py の外部サービスを、これに置き換える。"""
+        for name in ("charge_card", "cancel_charge", "send_notification"):
+            setattr(app, name, getattr(self, name))
+
+    def charge_card(self, key: str, amount: int, simulate: dict[str, Any], attempt: int) -> str:
+        with self._asked("charge", key, key, attempt):
+            payment_id = self.simulated_charge(key, amount, simulate, attempt)
+            if (self.books / f"done-cancellation-{key}").exists():
+                raise RuntimeError("取り消したキーの請求を拒否しました")
+            self._record("charge", key, amount)
+        return payment_id
+
+    def cancel_charge(self, key: str) -> None:
+        with self._asked("cancellation", key, f"{key}-cancellation"):
+            self._record("cancellation", key, True)
+            (self.books / f"done-charge-{key}").unlink(missing_ok=True)
+
+    def send_notification(self, key: str, result: dict[str, Any]) -> None:
+        with self._asked("notice", key, f"{result['order_id']}-notice"):
+            self._record("notice", key, result)
+
+    # ---- テストが決めること、読むこと ----
+
+    def lose_answers(self, name: str, fates: str) -> None:
+        """依頼 name の 1 回目からの運命を、1 文字ずつ決める。その先は応答する。
+
+        name は、請求なら -payment、取り消しなら -payment-cancellation、通知なら -notice で終わる。
+        A: 処理して応答する。L: 処理するが、応答が失われる。N: 依頼が届かず、処理しない。
+        """
+        (self.books / f"fates-{name}").write_text(fates)
+
+    def kill(self, kind: str, when: str) -> None:
+        """次の処理の直前（before）か直後（after）に、1 度だけプロセスを強制終了させる。"""
+        (self.books / f"kill-{when}-{kind}").touch()
+
+    def done(self, kind: str) -> dict[str, Any]:
+        """処理したことを、べき等性キーごとに返す。"""
+        found = self.books.glob(f"done-{kind}-*")
+        start = f"done-{kind}-"
+        return {file.name.removeprefix(start): json.loads(file.read_text()) for file in found}
+
+    def asked(self, kind: str) -> list[str]:
+        """依頼されたべき等性キーを、依頼された順に返す。"""
+        log = self.books / f"asked-{kind}"
+        return log.read_text().split() if log.exists() else []
+
+    # ---- 内部 ----
+
+    @contextmanager
+    def _asked(self, kind: str, key: str, name: str, attempt: int = 0) -> Iterator[None]:
+        with open(self.books / f"asked-{kind}", "a") as log:
+            log.write(f"{key}\n")
+        fate = ""
+        if (fates := self.books / f"fates-{name}").exists():
+            turn = (attempt or self.asked(kind).count(key)) - 1
+            fate = fates.read_text()[turn : turn + 1]
+        self._die_if_told(kind, "before")
+        if fate == "N":
+            raise app.NoAnswerError(f"{name} の依頼が届かない")
+        yield
+        self._die_if_told(kind, "after")
+        if fate == "L":
+            raise app.NoAnswerError(f"{name} の応答が届かない")
+
+    def _record(self, kind: str, key: str, value: object) -> None:
+        """べき等性キーごとに 1 度だけ書く。同じキーで内容が違えば拒否する。"""
+        text = json.dumps(value)
+        try:
+            with open(self.books / f"done-{kind}-{key}", "x") as book:
+                book.write(text)
+        except FileExistsError:
+            if (self.books / f"done-{kind}-{key}").read_text() != text:
+                raise RuntimeError("同じべき等性キーで内容の違う依頼を拒否しました") from None
+
+    def _die_if_told(self, kind: str, when: str) -> None:
+        try:
+            (self.books / f"kill-{when}-{kind}").unlink()
+        except FileNotFoundError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if books := os.environ.get("BOOKS"):
+    OutsideServices(Path(books)).replace(setattr)
+handler = app.handler
+
+
+if __name__ == "__main__":
+    from tests.local_run.order import process
+    from tests.local_run.screen import prepare
+
+    prepare()
+    process(app, sys.argv[1:], speed=20)

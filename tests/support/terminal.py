@@ -1,0 +1,78 @@
+"""clone したばかりのフォルダーで、参加者と同じように `python app.py` を実行する。"""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.outside import OutsideServices
+
+FAST = ["-m", "tests.support.outside"]  # 20 倍速で、外部サービスはスタブ
+APP = ["app.py"]
+
+
+class Terminal:
+    def __init__(self, folder: Path, books: Path) -> None:
+        self.folder = folder
+        self.services = OutsideServices(books)
+        self.orders = folder / ".orders"
+        self.record = self.orders / "order-123.db"
+
+    def start(self, *orders: Any, **options: Any) -> "subprocess.Popen[str]":
+        """注文（辞書か引数の文字列）の処理を始める。program は FAST か APP か、Python の引数。"""
+        texts = [order if isinstance(order, str) else json.dumps(order) for order in orders]
+        program = options.pop("program", FAST)
+        books = {"BOOKS": str(self.services.books)} if program == FAST else {}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            [sys.executable, *program, *texts],
+            cwd=self.folder,
+            text=True,
+            **{**pipes, "env": os.environ | books, **options},
+        )
+
+    def run(self, *orders: Any, stdin: str = "", **options: Any) -> tuple[int, str, str]:
+        """注文を処理し、終了コード、標準出力、標準エラー出力を返す。"""
+        process = self.start(*orders, **options)
+        out, err = process.communicate(stdin, timeout=120)
+        return process.returncode, out, err
+
+    def stop_at(self, words: str, number: int, *orders: Any, **options: Any) -> tuple[int, str]:
+        """words が表示されたらシグナルを送り、終了コードと標準エラー出力を返す。"""
+        process = self.start(*orders, **options)
+        read_to(words, process)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+        return process.returncode, err
+
+    def let_time_pass(self, seconds: int) -> None:
+        """次のプロセスの時計を、最後の記録の seconds 秒後から始める。"""
+        database = sqlite3.connect(self.record)
+        with database:
+            database.execute("UPDATE digest SET time = time + ?", [seconds])
+        database.close()
+
+    def edit(self, old: str, new: str) -> None:
+        program = self.folder / "app.py"
+        text = program.read_text("utf-8")
+        assert old in text
+        program.write_text(text.replace(old, new), "utf-8")
+
+
+def read_to(words: str, process: "subprocess.Popen[str]") -> str:
+    """words が表示されるまで読み、読んだものを返す。"""
+    assert process.stdout is not None
+    seen = ""
+    while words not in seen:
+        char = process.stdout.read(1)
+        assert char, seen
+        seen += char
+    return seen
+
+
+def result_in(out: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.JSONDecoder().raw_decode(out[out.index("\n{") + 1 :])[0]
+    return result
