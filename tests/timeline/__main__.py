@@ -1,0 +1,53 @@
+"""`python -m tests.timeline "$ARN"`: 実行の履歴を AWS かローカル AWS から読み、図にする。"""
+
+import io
+import re
+import signal
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+import deploy
+from tests.timeline import draw
+
+USAGE = '実行の ARN を 1 つ指定してください: .venv/bin/python -m tests.timeline "$ARN"'
+UNKNOWN = "その ARN の実行が見つかりません。ARN とリージョンを確認してください（{}）。"
+UNKNOWN_ERRORS = "Validation|InvalidParameterValue|ResourceNotFound"
+
+
+def main() -> None:
+    """図を表示する。できなければ、対処方法を標準エラーに示し、終了コード 1 で終わる。"""
+    for number in (signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # 日本語を表示できなくても、図は表示する
+    if len(sys.argv) != 2:
+        sys.exit(USAGE)
+    try:
+        events = history(sys.argv[1])
+    except (BotoCoreError, ClientError) as error:
+        sys.exit(advice_for(error))
+    except ValueError:
+        sys.exit(deploy.BAD_ENDPOINT)
+    print(draw(events, datetime.now(UTC)))
+
+
+def history(arn: str) -> list[dict[str, Any]]:
+    options = Config(connect_timeout=5, retries={"mode": "standard"})
+    pages = boto3.client("lambda", config=options).get_paginator("get_durable_execution_history")
+    found = pages.paginate(DurableExecutionArn=arn, IncludeExecutionData=False)
+    return [event for page in found for event in page["Events"]]
+
+
+def advice_for(error: BotoCoreError | ClientError) -> str:
+    """ARN の誤りはここで、それ以外は deploy.py と同じ文で示す。"""
+    name = getattr(error, "response", {}).get("Error", {}).get("Code", type(error).__name__)
+    return UNKNOWN.format(name) if re.search(UNKNOWN_ERRORS, name) else deploy.advice_for(error)
+
+
+if __name__ == "__main__":
+    main()
