@@ -137,7 +137,10 @@ class Chart:
         return "".join(row)
 
     def fill(self, row: list[str], begin: datetime, end: datetime, mark: str) -> None:
-        for column in range(self.column(begin), self.column(end) + 1):
+        first, last = self.column(begin), self.column(end)
+        if mark == "#" and last < self.columns - 1:  # 短い呼び出しを、桁をまたいで長く見せない
+            last = max(first, last - 1)
+        for column in range(first, last + 1):
             row[column] = max(row[column], mark, key=MARKS.index)
 
     def column(self, time: datetime) -> int:
