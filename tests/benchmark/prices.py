@@ -1,12 +1,11 @@
-"""AWS の公開料金で、注文 100 万件の値段を計算する。価格はここだけに書く。"""
+"""AWS の公開料金で、注文 100 万件の料金を計算する。単価はここだけに書く。"""
 
 from dataclasses import dataclass
 
 from .per_order import Cost
 
-# 米ドル。AWS Lambda と Step Functions の公開料金の us-east-1 の値で、2026 年 11 月に使ったもの。
-# 東京の durable functions の価格は確かめられていない。
-REGION = "us-east-1"
+# 米ドル。AWS Lambda と Step Functions の公開料金。東京の durable functions の料金は確認できていない
+REGION, DATE = "us-east-1", "2026 年 11 月"
 DURABLE_OPERATION = 8.00 / 10**6
 DATA_WRITTEN_GB = 0.25
 DATA_RETAINED_GB_MONTH = 0.15
@@ -16,19 +15,19 @@ STEP_FUNCTIONS_TRANSITION = 25.00 / 10**6
 
 ORDERS = 10**6
 DAYS_IN_MONTH = 30
-# 同じ注文が Step Functions Standard で通る状態。再試行も 1 回の遷移になる。
-# 開始と終了は数えないので、Step Functions に甘い。
+# 同じ注文が Step Functions Standard で通る状態。再試行も 1 回の遷移として課金される。
+# 開始と終了は数えないので、Step Functions に有利な数え方である。
 TRANSITIONS = {
-    "README の注文": "受付 在庫 在庫の分岐 金額の分岐 待ち 支払い 再試行 通知",
-    "承認された注文": "受付 在庫 在庫の分岐 金額の分岐 承認待ち 答えの分岐 支払い 再試行 通知",
-    "却下された注文": "受付 在庫 在庫の分岐 金額の分岐 承認待ち 答えの分岐 通知",
-    "カードが断られた注文": "受付 在庫 在庫の分岐 金額の分岐 待ち 支払い 通知",
+    "README の注文": "受付 在庫 在庫の分岐 金額の分岐 待機 支払い 再試行 通知",
+    "承認された注文": "受付 在庫 在庫の分岐 金額の分岐 承認待ち 回答の分岐 支払い 再試行 通知",
+    "却下された注文": "受付 在庫 在庫の分岐 金額の分岐 承認待ち 回答の分岐 通知",
+    "カードが拒否された注文": "受付 在庫 在庫の分岐 金額の分岐 待機 支払い 通知",
 }
 
 
 @dataclass(frozen=True)
 class Bill:
-    """ORDERS 件の値段 (米ドル)。"""
+    """ORDERS 件の料金（米ドル）。"""
 
     operations: float
     written: float
@@ -44,7 +43,7 @@ class Bill:
 def bill(cost: Cost, memory_mb: int, retention_days: int) -> Bill:
     gigabytes = cost.stored * ORDERS / 10**9
     return Bill(
-        operations=cost.billed * ORDERS * DURABLE_OPERATION,
+        operations=cost.operations * ORDERS * DURABLE_OPERATION,
         written=gigabytes * DATA_WRITTEN_GB,
         retained=gigabytes * DATA_RETAINED_GB_MONTH * retention_days / DAYS_IN_MONTH,
         requests=cost.invocations * ORDERS * REQUEST,

@@ -1,6 +1,6 @@
-"""比べる相手: 同じ流れを、AWS の公開例の書き方で書いたもの。
+"""比較の対象: 同じ流れを、AWS の公開例の書き方で書いたもの。
 
-wait_for_callback、既定の SerDes、既定の再試行。ステップは番号と状態を持つ辞書を返す。
+wait_for_callback、既定の SerDes、既定の再試行。どのステップも、注文番号と状態を含む辞書を返す。
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def handler(event: dict[str, Any], context: DurableContext) -> dict[str, Any]:
     else:
 
         def submit(callback_id: str, _: WaitForCallbackContext) -> None:
-            context.logger.info("承認を頼みました: %s", callback_id)
+            context.logger.info("承認を依頼しました: %s", callback_id)
 
         config = WaitForCallbackConfig(timeout=Duration.from_minutes(10))
         try:
