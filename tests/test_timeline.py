@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from botocore.stub import Stubber
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ from tests.shop import Shop
 from tests.support.flows import FLOWS, TO_APPROVE, Flow, order_of
 from tests.support.runner import FastClock, LocalRunner
 from tests.timeline import draw, duration, width
-from tests.timeline.__main__ import advice_for
+from tests.timeline.__main__ import advice_for, history
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 Event = dict[str, Any]
@@ -141,28 +142,19 @@ def test_running_step_is_drawn_up_to_now() -> None:
 
 
 def test_invocations_of_two_processes_show_the_gap_and_the_one_that_was_cut_off() -> None:
-    history = [entry for entry in KILLED if entry["EventType"] != "InvocationCompleted"]
+    events = [entry for entry in KILLED if entry["EventType"] != "InvocationCompleted"]
     known = [(after(0), after(0.2)), (after(10.1), None), (after(18), after(20.1))]
-    *_, pay, _, invocations = draw(history, after(0), known).splitlines()
+    *_, pay, _, invocations = draw(events, after(0), known).splitlines()
     assert pay == f"pay{' ' * 30}#-------------####*"
     assert invocations.endswith(f"#{' ' * 18}x             #####   動いていたのは 2.3 秒以上")
 
 
-@pytest.mark.parametrize(
-    ("kind", "change", "row"),
-    [
-        ("Callback", "Succeeded", r"\|-+\*"),
-        ("Callback", "Failed", r"\|-+x"),
-        ("Callback", "TimedOut", r"\|-+x"),
-        ("Wait", "Cancelled", r"\|-+x"),
-        ("ChainedInvoke", "Stopped", r"\|-+x"),
-        ("Context", "Succeeded", r"\|-+\*"),
-        ("Step", "Failed", r"#+x"),
-    ],
-)
-def test_each_operation_ends_as_it_ended(kind: str, change: str, row: str) -> None:
-    history = [event(0, f"{kind}Started", "it"), event(5, f"{kind}{change}", "it"), ran(0, 9)]
-    assert re.match(rf"it +{row}$", draw(history, after(9)).splitlines()[1])
+@pytest.mark.parametrize("kind", ["Callback", "ChainedInvoke", "Context", "Step", "Wait"])
+@pytest.mark.parametrize("change", ["Succeeded", "Failed", "TimedOut", "Stopped", "Cancelled"])
+def test_each_operation_ends_as_it_ended(kind: str, change: str) -> None:
+    events = [event(0, f"{kind}Started", "it"), event(5, f"{kind}{change}", "it"), ran(0, 9)]
+    before, mark = "#+" if kind == "Step" else r"\|-+", "*" if change == "Succeeded" else "x"
+    assert re.fullmatch(f"it +{before}[{mark}]", draw(events, after(9)).splitlines()[1])
 
 
 def test_success_stays_visible_beside_the_attempts_that_failed_just_before() -> None:
@@ -215,9 +207,9 @@ def test_picture_of_every_flow_names_its_operations_in_order(
             runner.send_callback_success(runner.wait_for_callback(arn), flow.answer)
         operations = runner.wait_for_result(arn, timeout=30).operations
         execution = runner._executor.get_execution(arn)
-        history = as_aws_writes(runner.get_execution_history(arn).events, execution)
+        events = as_aws_writes(runner.get_execution_history(arn).events, execution)
 
-    scale, *rows, invocations = draw(history, START).splitlines()
+    scale, *rows, invocations = draw(events, START).splitlines()
     assert [row.split()[0] for row in rows] == [operation.name for operation in operations]
     failed = {"PAYMENT_FAILED": "pay", "PAYMENT_DECLINED": "pay", "APPROVAL_TIMED_OUT": "approval"}
     assert [row.split()[0] for row in rows if row[-1] != "*"] == [
@@ -242,13 +234,13 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shop, dict[
         yield Shop(server, tmp_path_factory.mktemp("outside")), environment
 
 
-def timeline(environment: dict[str, str], *arguments: str, **more: str) -> tuple[int, str, str]:
+def timeline(
+    environment: dict[str, str], *arguments: str, stdout: int = subprocess.PIPE, **more: str
+) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "tests.timeline", *arguments]
+    environment = {**os.environ, **environment, **more}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.timeline", *arguments],
-        env=os.environ | environment | more,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
+        command, env=environment, stdout=stdout, stderr=subprocess.PIPE, encoding="utf-8"
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -271,12 +263,8 @@ def test_command_draws_an_order_that_ended_and_one_that_waits(
 
     reader, closed = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "tests.timeline", ended]
-    done = subprocess.run(
-        command, env=os.environ | environment, stdout=closed, stderr=subprocess.PIPE
-    )
+    assert timeline(environment, ended, stdout=closed)[::2] == (-signal.SIGPIPE, "")
     os.close(closed)
-    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 NOBODY = "arn:aws:lambda:ap-northeast-1:123456789012:function:f:1/durable-execution/n/n"
@@ -296,11 +284,20 @@ NOBODY = "arn:aws:lambda:ap-northeast-1:123456789012:function:f:1/durable-execut
     ],
 )
 def test_failure_of_the_command_is_one_sentence(
-    shop: tuple[Shop, dict[str, str]], arguments: list[str], changed: dict[str, str], sentence: str
+    shop: tuple[Shop, dict[str, str]], arguments: list[str], changed: dict[str, Any], sentence: str
 ) -> None:
     code, out, err = timeline(shop[1], *arguments, **changed)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith(sentence)
+
+
+def test_history_is_read_to_its_last_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = boto3.client("lambda", "us-east-1", aws_access_key_id="a", aws_secret_access_key="b")
+    monkeypatch.setattr(boto3, "client", lambda *_, **__: client)
+    with Stubber(client) as stub:
+        for page in ({"Events": [{"Id": "1"}], "NextMarker": "1"}, {"Events": [{"Id": "2"}]}):
+            stub.add_response("get_durable_execution_history", page)
+        assert [event["Id"] for event in history(NOBODY)] == ["1", "2"]
 
 
 def test_lack_of_permission_is_said_as_deploy_says_it() -> None:
