@@ -125,9 +125,11 @@ def test_order_is_drawn_as_what_it_is(events: list[Event], picture: str) -> None
 @pytest.mark.parametrize("status", ["FAILED", "TIMED_OUT", "STOPPED"])
 def test_order_that_ended_without_a_result_says_how(status: str) -> None:
     end = event(11, f"Execution{status.title().replace('_', '')}")
-    scale, *_, pay, _ = draw([*PAYING, FAILED_ONCE, ran(10.1, 10.2), end], START).splitlines()
+    events = [*PAYING, FAILED_ONCE, ran(10.1, 10.2), end]
+    scale, *_, pay, invocations = draw(events, START).splitlines()
     assert scale.endswith(f"11.0 秒   {status} で終了")
     assert pay.endswith(" x---")  # 再試行を待つ間に終わった
+    assert invocations.endswith(" #      動いていたのは 0.3 秒")
 
 
 def test_length_is_said_in_a_fitting_unit() -> None:
@@ -136,7 +138,9 @@ def test_length_is_said_in_a_fitting_unit() -> None:
 
 
 def test_running_step_is_drawn_up_to_now() -> None:
-    *_, pay, invocations = draw(PAYING, after(12)).splitlines()
+    picture = draw(PAYING, after(12))
+    assert picture == draw(PAYING, after(12), [(after(0), after(0.2)), (after(10.1), None)])
+    *_, pay, invocations = picture.splitlines()
     assert pay == f"pay{' ' * 46}#######"
     assert invocations.endswith(f"{' ' * 33}#######   動いていたのは 2.1 秒")
 

@@ -127,7 +127,7 @@ class Chart:
             if (kind, change) == ("Step", "Started"):
                 mark = "#"
                 for run in self.runs:  # 強制終了されて次の呼び出しを待つ間は、動いていない
-                    if run.begin <= end and begin <= run.end:
+                    if run.begin <= end:
                         self.fill(row, max(begin, run.begin), min(end, run.end), mark)
             column = self.column(begin)
             if (row[column], mark) == ("x", "*"):  # 失敗した後の完了は、隣に並べる
