@@ -14,7 +14,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import app
@@ -189,6 +189,7 @@ EVENTS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS), SECONDS, st.none() | st.lists(st.tuples(SECONDS, st.none() | SECONDS)))
 def test_any_history_fits_in_80_columns(
     events: list[Event], now: float, known: list[tuple[float, float | None]] | None
