@@ -27,6 +27,7 @@ from aws_durable_execution_sdk_python_testing.exceptions import ResourceNotFound
 from aws_durable_execution_sdk_python_testing.execution import Execution, ExecutionStatus
 
 from tests.support.runner import LocalRunner, OrderClock
+from tests.timeline import draw
 
 from . import README_ORDER
 from .progress import Progress
@@ -46,9 +47,10 @@ def process(app: ModuleType, arguments: list[str], speed: float = 1) -> None:
         order = read_order(arguments)
         app.validate(order)
         store = open_record(folder / f"{order['order_id']}.db", speed)
-        execution = run(app, order, store)
+        execution, picture = run(app, order, store)
     except (app.InvalidOrderError, UnusableOrderError) as error:
         stop(f"{error}。", 1)
+    say(f"\n{picture}\n")
     failed = show_result(execution)
     store.delete()  # 表示できずに止まれば、記録は残り、次のコマンドが表示する
     stop(None, 1 if failed else 0)
@@ -96,8 +98,8 @@ def read_order(arguments: list[str]) -> Any:
 # ---- 処理する --------------------------------------------------------------------
 
 
-def run(app: ModuleType, order: Any, store: OrderStore) -> Execution:
-    """注文を完了まで処理し、その実行を返す。承認はターミナルで尋ねる。"""
+def run(app: ModuleType, order: Any, store: OrderStore) -> tuple[Execution, str]:
+    """注文を完了まで処理し、その実行と図を返す。承認はターミナルで尋ねる。"""
     execution, clock = store.recorded, store.clock
     text = json.dumps(order, sort_keys=True)
     if execution and execution.start_input.input != text:
@@ -129,7 +131,8 @@ def run(app: ModuleType, order: Any, store: OrderStore) -> Execution:
                     with contextlib.suppress(ResourceNotFoundException):  # 期限が先に来た
                         runner.send_callback_success(callback[0], answer)
             time.sleep(0.1 / clock.speed)
-    return execution
+        events = [event.to_dict() for event in runner.get_execution_history(arn).events]
+    return execution, draw(events, clock.now(), store.invocations())
 
 
 def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None:
