@@ -52,7 +52,7 @@ def test_a_customer_whose_payment_failed_is_not_left_charged(
     run_order(order_of(simulate={"payment_timeouts": 0}))
     told = [notice["status"] for notice in services.done("notice").values()]
     charged = sum(services.done("charge").values())
-    if told == ["PAYMENT_FAILED"] and charged:
+    if told == ["PAYMENT_FAILED"] and not services.done("cancellation"):
         broken(
             f"お客様には支払いの失敗を通知したのに、カードには {charged:,} 円が請求されたままです。"
         )
@@ -61,5 +61,6 @@ def test_a_customer_whose_payment_failed_is_not_left_charged(
 
 def lose_first_answers(services: OutsideServices, attempts: int) -> None:
     """請求は成立するが、はじめの attempts 回は応答が失われる。"""
-    services.lose_answers("order-123-payment", "L" * attempts)
-    services.lose_answers("order-123-payment-1", "L" * attempts)  # 試行番号を含めたキー
+    keys = ["order-123-payment", *(f"order-123-payment-{n}" for n in range(1, attempts + 1))]
+    for key in keys:  # 演習では、キーに試行番号を含めることがある
+        services.lose_answers(key, "L" * attempts)

@@ -23,7 +23,7 @@ from tests.benchmark.per_order import measure
 from tests.local_aws.gateway import LocalAws
 from tests.local_run import README_ORDER
 from tests.support.flows import FLOWS, outcome
-from tests.support.runner import LocalRunner
+from tests.support.runner import LocalRunner, OrderClock
 from tests.support.terminal import FAST
 
 ROOT = Path(__file__).parent.parent
@@ -61,9 +61,10 @@ FIRST, STOP, GO_ON = blocks(section(README, "### まず 1 件"))
 LOCAL_AWS, PREPARE = blocks(section(README, "### 準備"))
 LESSON = [block for number in "1234" for block in blocks(section(README, f"### {number}."))]
 CLEAN_UP = blocks(section(README, "### 5."))
-TESTS = blocks(section(README, "## テスト"))[0]
+[TESTS] = blocks(section(README, "## テスト"))
 EDITED = blocks(section(EXERCISES, "## 止めている間に"))
 WITH_CLI = [block for block in blocks(EXERCISES) if "aws " in block[0]]
+KILL = blocks(section(EXERCISES, "## プロセスを強制終了"))
 
 
 def without_setup(command: str, folder: str = "") -> list[str]:
@@ -73,29 +74,40 @@ def without_setup(command: str, folder: str = "") -> list[str]:
     return [sys.executable, *program.split()[1:]]
 
 
-def fast(command: str) -> str:
-    """`python app.py` を 20 倍速にする。"""
-    return command.replace("app.py '", f"{' '.join(FAST)} '").replace(
-        "app.py\n", f"{' '.join(FAST)}\n"
-    )
-
-
 def assert_shown(printed: str, expected: str | None) -> None:
-    """… は実行のたびに変わる部分を表す。"""
+    """… は実行のたびに変わる部分を、… だけの行は省略した行を表す。"""
     assert expected is not None
-    pattern = ".+?".join(re.escape(part) for part in expected.strip().split("…"))
-    if not re.fullmatch(pattern, printed.strip()):
+    parts = re.split(r"(?m)(^…\n|…)", expected.strip() + "\n")
+    pattern = "".join({"…": ".+?", "…\n": "(?s:.+)"}.get(part, re.escape(part)) for part in parts)
+    if not re.fullmatch(pattern, printed.strip() + "\n"):
         assert printed.strip() == expected.strip()  # 違いを見せる
+
+
+def without_times(text: str | None) -> str:
+    """実行のたびに変わる時刻、ジッター、図の桁を伏せる。図の行には、名前と | * x だけを残す。"""
+    waits, scale = r"(\d+ 秒後|すぐ)に再|\d+ 秒待", r"^ +0 秒.*?(?=   |$)"
+    times = rf"^ *\d+\.\d 秒|{waits}|\d+\.\d 秒[ので]|{scale}|\d+\.\d 秒$"
+    text = re.sub(times, "N 秒", str(text), flags=re.MULTILINE)
+    return re.sub(
+        r"^(\S+)  ([-#|*x ]+)(動.*)?$",
+        lambda row: " ".join([row[1], *re.findall(r"[|*x]", row[2]), row[3] or ""]),
+        text,
+        flags=re.MULTILINE,
+    )
 
 
 def columns(line: str) -> int:
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)
 
 
-def test_first_command_prints_what_the_readme_shows_within_80_columns(folder: Path) -> None:
-    arguments = without_setup(fast(FIRST[0]))
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=300)
+# ---- 手元で ----------------------------------------------------------------------
 
+
+def test_first_command_prints_what_the_readme_shows_within_80_columns(folder: Path) -> None:
+    assert without_setup(FIRST[0])[1:] == ["app.py"]
+    done = subprocess.run(
+        [sys.executable, *FAST], cwd=folder, capture_output=True, text=True, timeout=300
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert_shown(without_times(done.stdout), without_times(FIRST[1]))
     assert [line for line in done.stdout.splitlines() if columns(line) > 80] == []
@@ -106,8 +118,10 @@ def test_stopped_in_the_wait_the_order_goes_on_as_shown(
     folder: Path, stop: Block, go_on: Block
 ) -> None:
     for command, shown in (stop, go_on):
+        stopped = "^C" in str(shown)
+        command = command.replace("python app.py", f"python {' '.join(FAST)}")
         process = subprocess.Popen(
-            ["bash", "-c", f"exec {fast(command)}" if command == stop[0] else fast(command)],
+            ["bash", "-c", f"exec {command}" if stopped else command],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -115,7 +129,7 @@ def test_stopped_in_the_wait_the_order_goes_on_as_shown(
         )
         assert process.stdout
         printed = ""
-        if "^C" in str(shown):
+        if stopped:
             while "待ちます" not in printed:
                 line = process.stdout.readline()
                 assert line, printed
@@ -124,61 +138,15 @@ def test_stopped_in_the_wait_the_order_goes_on_as_shown(
             printed += "^C"
         out, err = process.communicate(timeout=300)
         printed += out + err
-        assert process.returncode == (130 if "^C" in str(shown) else 0)
+        assert process.returncode == (130 if stopped else 0)
         assert_shown(without_times(printed), without_times(shown))
 
 
-def without_times(text: str | None) -> str:
-    """実行のたびに変わる時刻とジッターを伏せる。"""
-    times = r"^ *\d+\.\d 秒|\d+ 秒[後待]|\d+\.\d 秒[ので]"
-    return re.sub(times, "N 秒", str(text), flags=re.MULTILINE)
-
-
-def test_second_command_is_what_ci_runs_and_its_count_is_right(
-    request: pytest.FixtureRequest,
-) -> None:
-    command, expected = TESTS
-    assert without_setup(command, "tests/")[1:] == ["-m", "pytest", "tests"]
-    assert command in (ROOT / ".ci" / "run").read_text("utf-8")
-    if request.config.args == ["tests"]:
-        assert str(expected).startswith(f"{request.session.testscollected} passed in ")
-
-
-def test_all_six_outcomes_can_be_pasted() -> None:
-    table = re.findall(r"^\| ([A-Z_]+) \|[^|]*\|$", README, re.MULTILINE)
-    assert table == [status for status, _, _ in OUTCOMES]
-    assert len(table) == 6
-
-
-def test_readme_order_is_the_one_that_the_tests_use() -> None:
-    text = README.replace('\\"', '"')
-    orders = re.findall(r'\{"order_id": "order-123", "items".*?\]\}', text)
-    assert [json.loads(order) for order in orders] == [README_ORDER] * 3
-
-
-def test_price_in_the_comparison_is_the_one_that_the_benchmark_prints() -> None:
-    ours, theirs = re.findall(r"注文 100 万件 \| (\d+) 米ドル \| (\d+) 米ドル", README)[0]
-    bill = prices.bill(measure(app.handler, README_ORDER), 256, 1)
-    without_time = bill.operations + bill.written + bill.retained + bill.requests
-    assert 0 < int(ours) - without_time < 2  # 起動時間の料金は、測るたびに少し変わる
-    assert int(theirs) == prices.step_functions("README の注文")
-
-
-def test_each_exercise_says_first_what_one_sees_and_how_long_it_takes() -> None:
-    exercises = EXERCISES.partition("\n# 演習\n")[2].partition("\n# 引き継ぐ人へ")[0]
-    first_lines = re.findall(r"^## .*\n\n(.*)$", exercises, re.MULTILINE)
-    assert len(first_lines) == 7
-    assert [line for line in first_lines if not re.search(r"約 \d 分", line)] == []
-
-
 @pytest.mark.parametrize(("status", "command", "shown"), OUTCOMES)
-def test_order_to_paste_ends_as_the_readme_says(
-    monkeypatch: pytest.MonkeyPatch, status: str, command: str, shown: str
-) -> None:
+def test_order_to_paste_ends_as_the_exercise_says(status: str, command: str, shown: str) -> None:
     *program, order = shlex.split(command)
     assert program == [".venv/bin/python", "app.py"]
-    monkeypatch.undo()  # 決済は、app.py そのもののスタブ
-    with LocalRunner(app.handler, clock=OrderClock(600), poll_interval=0.01) as runner:
+    with LocalRunner(app.handler, clock=OrderClock(300), poll_interval=0.01) as runner:
         arn = runner.run_async(input=order, execution_timeout=36_000)
         if status == "REJECTED":
             answer = json.dumps({"approved": False, "approver": "sato"}).encode()
@@ -186,12 +154,45 @@ def test_order_to_paste_ends_as_the_readme_says(
         assert outcome(runner.wait_for_result(arn)) == json.loads(shown)
 
 
+def test_all_outcomes_are_listed_and_can_be_pasted() -> None:
+    table = re.findall(r"^\| ([A-Z_]+) \|[^|]*\|$", README, re.MULTILINE)
+    assert table == [status for status, _, _ in OUTCOMES]
+    assert set(table) == {flow.status for flow in FLOWS}
+
+
+def test_readme_order_is_the_one_that_the_tests_use() -> None:
+    orders = re.findall(r'\{"order_id": "order-123", "items".*?\]\}', README)
+    assert {json.dumps(json.loads(order)) for order in orders} == {json.dumps(README_ORDER)}
+
+
+def test_price_in_the_comparison_is_the_one_that_the_benchmark_prints() -> None:
+    ours, theirs = re.findall(r"注文 100 万件 \| (\d+) 米ドル \| (\d+) 米ドル", README)[0]
+    bill = prices.bill(measure(app.handler, README_ORDER), 256, 1)
+    without_time = bill.operations + bill.written + bill.retained + bill.requests
+    assert 0 < int(ours) - without_time < 2  # 実行時間の料金は、測るたびに少し変わる
+    assert int(theirs) == prices.step_functions("README の注文")
+
+
+def test_each_exercise_says_first_what_one_sees_and_how_long_it_takes() -> None:
+    exercises = EXERCISES.partition("\n# 演習\n")[2].partition("\n# 開発者向け")[0]
+    first_lines = re.findall(r"^## .*\n\n(.*)$", exercises, re.MULTILINE)
+    assert first_lines
+    assert [line for line in first_lines if not re.search(r"約 \d 分", line)] == []
+
+
+def test_second_command_is_what_ci_runs() -> None:
+    assert without_setup(TESTS[0], "tests/")[1:] == ["-m", "pytest", "tests"]
+    assert TESTS[0] in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+# ---- AWS で ----------------------------------------------------------------------
+
+
 class Place:
     """コマンドを実行する AWS: 環境変数と、名前の末尾と、出力から伏せるもの。"""
 
     def __init__(self, environment: dict[str, str], suffix: str = "") -> None:
         self.environment, self.suffix = environment, suffix
-        self.real_time = bool(suffix)
 
     def masked(self, printed: str) -> str:
         """アカウント、リージョン、名前の末尾、CLI v2 だけの言い回しを、README のものにする。"""
@@ -202,8 +203,8 @@ class Place:
         return printed.replace(self.suffix, "") if self.suffix else printed
 
 
-class Terminal:
-    """参加者の端末。コマンドの出力を、標準エラーも含めて画面に出る順に返す。"""
+class Shell:
+    """参加者のターミナル。コマンドの出力を、標準エラー出力も含めて画面に出る順に返す。"""
 
     MARK = "--- block ended ---"
 
@@ -225,18 +226,14 @@ class Terminal:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.type(PREPARE[0])
-        self.type(
-            f"export FUNCTION_NAME=$FUNCTION_NAME{place.suffix} ROLE_NAME=$ROLE_NAME{place.suffix}"
-        )
-        if place.real_time:  # venv の aws ではなく、もとの PATH の aws を使う
+        account = self.type(PREPARE[0].replace("SUFFIX=\n", f"SUFFIX={place.suffix}\n"))
+        assert '"Account": "' in account, account
+        if place.suffix:  # venv の aws ではなく、もとの PATH の aws を使う
             self.type(f'aws() {{ "{shutil.which("aws")}" "$@"; }}')
         else:
-            self.type("sleep() { python -m tests.idle; }")
+            self.type("sleep() { python -m tests.support.idle; }")
 
     def type(self, command: str) -> str:
-        named = r"(--durable-execution-name \S+)"  # アカウントとリージョンで一意にする
-        command = re.sub(named, rf"\1{self.place.suffix}", command)
         assert self.shell.stdin is not None
         assert self.shell.stdout is not None
         self.shell.stdin.write(f"{command}\necho '{self.MARK}'\n")
@@ -251,12 +248,13 @@ class Terminal:
     def check(self, block: Block) -> None:
         command, shown = block
         printed = self.place.masked(self.type(command))
-        if shown and self.place.suffix:  # 名前が長い分だけ、表の幅も違う
-            printed, shown = squeezed(printed), squeezed(shown)
         if shown is None:
             assert not ERRORS.search(printed), printed
-        else:
-            assert_shown(printed, shown)
+            return
+        printed, shown = without_times(printed), without_times(shown)
+        if self.place.suffix:  # 名前が長い分だけ、表の幅も違う
+            printed, shown = squeezed(printed), squeezed(shown)
+        assert_shown(printed, shown)
 
 
 def squeezed(text: str) -> str:
@@ -265,8 +263,8 @@ def squeezed(text: str) -> str:
 
 @pytest.fixture
 def local_aws(folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """README の 1 行で起動した手元の AWS。ポートだけは空いているものを選ぶ。"""
-    arguments = [*without_setup(LOCAL_AWS[0], "tests/"), "--port", "0"]
+    """README の 1 行で起動したローカル AWS。時計は 5 倍速、ポートは空いているもの。"""
+    arguments = [*without_setup(LOCAL_AWS[0], "tests/"), "--port", "0", "--speed", "5"]
     with subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
@@ -283,29 +281,49 @@ def test_every_aws_command_prints_what_is_shown(
     assert_shown(printed.replace(endpoint, "http://127.0.0.1:4566"), expected)
 
     exports = dict(re.findall(r"(\w+)=(\S*)", re.sub(r",?\$\S*no_proxy\S*", "", printed)))
-    terminal = Terminal(folder, Place(exports))
-    assert len(LESSON) == 6
-    assert len(WITH_CLI) == 9
+    shell = Shell(folder, Place(exports))
     for block in [*LESSON, *WITH_CLI]:
-        terminal.check(block)
-    terminal.leave_an_order_waiting()
+        shell.check(block)
+    shell.leave_an_order_waiting()
     for block in CLEAN_UP:
-        terminal.check(block)
+        shell.check(block)
 
     local_aws.send_signal(signal.SIGINT)
-    events, _ = local_aws.communicate(timeout=10)
+    events, _ = local_aws.communicate(timeout=60)
     assert local_aws.returncode == 0
-    assert re.findall(r"order-300  (\S+)", events) == [
-        "待ち",
-        "プロセスが落ちた",
-        "完了",
-        "実行終了",
+    killed = re.findall(r"order-300  (\S+?)(?:  |\n)", events)
+    assert killed == [
+        "呼び出し終了（待機）",
+        "呼び出し終了（異常終了）",
+        "呼び出し終了（完了）",
+        "実行終了（SUCCEEDED）",
     ]
+
+
+def test_clean_up_with_empty_names_does_nothing_and_does_not_say_all_is_gone(
+    folder: Path,
+) -> None:
+    with LocalAws() as aws:
+        environment = {"AWS_ENDPOINT_URL": aws.endpoint, "AWS_ACCESS_KEY_ID": aws.access_key}
+        secret = {"AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-west-2"}
+        names = {"FUNCTION_NAME": "", "ROLE_NAME": "", "HOME": str(folder)}
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        for command, _ in CLEAN_UP:
+            for part in command.split("\n\n"):
+                done = subprocess.run(
+                    ["bash", "-c", part],
+                    env={**os.environ, **environment, **secret, **names, **path},
+                    cwd=folder,
+                    capture_output=True,
+                    text=True,
+                )
+                assert done.stdout == ""
+                assert "parameter null or not set" in done.stderr or part.startswith("rm -f")
 
 
 @pytest.mark.aws
 def test_every_aws_command_prints_in_an_account_what_is_shown(folder: Path) -> None:
-    """`--aws` のときだけ動く。待ち時間は本物。手元の AWS でだけできる演習は除き、必ず片付ける。"""
+    """`--aws` のときだけ動く。待ち時間は実時間。ローカル AWS 専用の演習は除き、必ず片付ける。"""
     session = boto3.Session()
     keys = session.get_credentials().get_frozen_credentials()
     environment = {
@@ -318,15 +336,14 @@ def test_every_aws_command_prints_in_an_account_what_is_shown(folder: Path) -> N
     for name in ("AWS_ENDPOINT_URL", "AWS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY"):
         environment |= {name: os.environ[name]} if name in os.environ else {}
     place = Place({k: v for k, v in environment.items() if v}, f"-{uuid.uuid4().hex[:8]}")
-    terminal = Terminal(folder, place)
-    kill = blocks(section(EXERCISES, "## プロセスを殺してみる"))
+    shell = Shell(folder, place)
     try:
-        for block in [*LESSON, *(block for block in WITH_CLI if block not in kill)]:
-            terminal.check(block)
-        terminal.leave_an_order_waiting()
+        for block in [*LESSON, *(block for block in WITH_CLI if block not in KILL)]:
+            shell.check(block)
+        shell.leave_an_order_waiting()
     finally:
-        terminal.type(CLEAN_UP[0][0])
-    terminal.check(CLEAN_UP[1])
+        shell.type(CLEAN_UP[0][0])
+    shell.check(CLEAN_UP[1])
 
 
 def run_in_account(folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -347,12 +364,12 @@ def test_account_without_credentials_gets_one_sentence(folder: Path) -> None:
     done = run_in_account(folder, AWS_DEFAULT_REGION="us-west-2")
     assert done.returncode != 0
     sentence = done.stderr.strip().splitlines()[0]
-    assert sentence.endswith("README の「準備」のとおりに設定してください。")
+    assert "README の「準備」のとおりに設定してください。" in sentence
     assert "Traceback" not in done.stderr + done.stdout
 
 
 def everything(aws: LocalAws) -> list[str]:
-    session = boto3.Session("test", "test", region_name="us-west-2")
+    session = boto3.Session(aws.access_key, "test", region_name="us-west-2")
     functions, roles, groups = (
         session.client(name, endpoint_url=aws.endpoint) for name in ("lambda", "iam", "logs")
     )
@@ -370,9 +387,9 @@ def test_account_is_tried_out_and_left_clean_even_after_a_failure(
 ) -> None:
     if broken:
         readme = folder / "README.md"
-        readme.write_text(README.replace("を作ります\n", "を消します\n"))
+        readme.write_text(README.replace("を作成します\n", "を消します\n"))
     with LocalAws() as aws:
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        keys = {"AWS_ACCESS_KEY_ID": aws.access_key, "AWS_SECRET_ACCESS_KEY": "test"}
         region = {"AWS_ENDPOINT_URL": aws.endpoint, "AWS_DEFAULT_REGION": "us-west-2"}
         before = everything(aws)  # ほかのテストが残したもの
         done = run_in_account(folder, **keys, **region, NO_PROXY="127.0.0.1")

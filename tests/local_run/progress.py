@@ -99,17 +99,15 @@ class Progress(DurableInstrumentationPlugin, logging.Handler):
             wait, step, status = operation.wait_details, operation.step_details, operation.status
             if wait and wait.scheduled_end_timestamp and status is OperationStatus.STARTED:
                 left = self.seconds_until(wait.scheduled_end_timestamp)
-                what = left and f"あと {left} 秒待ちます"
+                what = f"あと {left} 秒待ちます" if left else "すぐに再開します"
             elif step and step.next_attempt_timestamp and status is OperationStatus.PENDING:
                 left = self.seconds_until(step.next_attempt_timestamp)
-                what = left and f"{left} 秒後に再試行します"
+                what = f"{left} 秒後に再試行します" if left else "すぐに再試行します"
             elif operation.callback_details and status is OperationStatus.STARTED:
                 what = "承認者の回答を待ちます"
             else:
                 continue
-            if what:
-                self.show(f"{operation.name}: {what}。その間、ハンドラーは動きません")
-            return
+            return self.show(f"{operation.name}: {what}。その間、ハンドラーは動きません")
 
     def seconds_until(self, moment: datetime) -> int:
         return max(math.ceil((moment - self.clock.now()).total_seconds()), 0)

@@ -2,7 +2,7 @@
 
 請求も通知もフォルダーのファイルに記録するので、プロセスが強制終了されても残る。環境変数 BOOKS が
 あれば、そのフォルダーで app.py の外部サービスを置き換える。ローカル AWS へは app.py と並べて
-デプロイする。`python -m tests.support.outside [注文]` は、20 倍速の `python app.py [注文]` になる。
+デプロイする。`python -m tests.support.outside [注文]` は、5 倍速の `python app.py [注文]` になる。
 """
 
 import json
@@ -117,4 +117,4 @@ if __name__ == "__main__":
     from tests.local_run.screen import prepare
 
     prepare()
-    process(app, sys.argv[1:], speed=20)
+    process(app, sys.argv[1:], speed=5)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.support.outside import OutsideServices
 
-FAST = ["-m", "tests.support.outside"]  # 20 倍速で、外部サービスはスタブ
+FAST = ["-m", "tests.support.outside"]  # 5 倍速で、外部サービスはスタブ
 APP = ["app.py"]
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.idle`: `sleep` の代わりに、どの注文も自分では先へ進まなくなるまで待つ。"""
+"""`python -m tests.support.idle`: `sleep` の代わりに、どの実行も待機中か終了になるまで待つ。"""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ OPENED = {"CallbackStarted": 1, "CallbackSucceeded": -1}
 
 
 def is_idle(client: Any, arn: str) -> bool:
-    """終わったか、人の答えを待っているか、長い支払いの最中か。"""
+    """終了したか、承認者の回答を待っているか、長い支払いの途中か。"""
     if client.get_durable_execution(DurableExecutionArn=arn)["Status"] != "RUNNING":
         return True
     history = client.get_durable_execution_history(DurableExecutionArn=arn)["Events"]
@@ -17,7 +17,9 @@ def is_idle(client: Any, arn: str) -> bool:
     if sum(OPENED.get(event["EventType"], 0) for event in history):
         return bool(last["EventType"] == "InvocationCompleted")
     if (last["EventType"], last.get("Name")) == ("StepStarted", "pay"):
-        return bool(time.time() - last["EventTimestamp"].timestamp() > 1)
+        time.sleep(1)  # 短い支払いなら、その間に終わる
+        later = client.get_durable_execution_history(DurableExecutionArn=arn)["Events"]
+        return bool(later == history)
     return False
 
 
@@ -26,7 +28,7 @@ def main() -> None:
     for function in client.list_functions()["Functions"]:
         orders = client.list_durable_executions_by_function(FunctionName=function["FunctionName"])
         for order in orders["DurableExecutions"]:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not is_idle(client, order["DurableExecutionArn"]):
                 assert time.monotonic() < deadline, order
                 time.sleep(0.05)
