@@ -104,11 +104,11 @@ def live_through(
     if flow.answer is not None:
         for arn in arns.values():
             fates.runner.send_callback_success(fates.runner.wait_for_callback(arn), flow.answer)
-    for name, arn in arns.items():
+    results = {name: outcome(fates.runner.wait_for_result(arn)) for name, arn in arns.items()}
+    charges, notices = services.done("charge"), services.done("notice")
+    for name, result in results.items():
         crashes = crashes_of[name]
-        result = outcome(fates.runner.wait_for_result(arn))
         assert flow.expects(result, name), (result, crashes)
-        charges, notices = services.done("charge"), services.done("notice")
         paid = {f"{name}-payment": flow.total} if flow.status == "COMPLETED" else {}
         assert {k: v for k, v in charges.items() if k == f"{name}-payment"} == paid, crashes
         told = {k: v for k, v in notices.items() if k.startswith(f"{name}-")}
