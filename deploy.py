@@ -1,19 +1,19 @@
-"""注文処理の関数を Lambda に作る。すでにあれば、違うところだけを更新する。
+"""注文処理の Lambda 関数を作成する。すでにあれば、差分だけを更新する。
 
-何度実行してもよい。途中で止まっても、もう一度実行すれば続きから終わる。何も削除しない。
+何度実行しても安全。途中で止まっても、再実行すれば残りを処理する。何も削除しない。
 名前は環境変数 FUNCTION_NAME と ROLE_NAME、リージョンと認証情報は boto3 の通常の設定で決まる。
 """
 
 import base64
 import hashlib
+import inspect
 import io
-import json
 import os
 import re
 import sys
 import time
 import zipfile
-from fnmatch import fnmatchcase
+from contextlib import redirect_stderr
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ try:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 except ModuleNotFoundError:
-    sys.exit(f"boto3 がありません。{INSTALL}")
+    sys.exit(f"boto3 がインストールされていません。{INSTALL}")
 
 ROOT = Path(__file__).parent
 SDK = "aws-durable-execution-sdk-python"
@@ -33,86 +33,97 @@ ROLE_NAME = os.environ.get("ROLE_NAME") or "lambda-durable-demo-role"
 ARM = ["arm64"]
 
 
-def main() -> None:
-    """デプロイする。続けられなければ、次にすることを標準エラーに示し、終了コード 1 で終わる。"""
-    try:
-        deploy()
-    except KeyboardInterrupt:
-        sys.exit("中断しました。もう一度実行すれば、続きから終わります。")
-    except DeployError as error:
-        sys.exit(str(error))
-    except (BotoCoreError, ClientError) as error:
-        sys.exit(advice_for(error))
-
-
 def deploy() -> None:
-    """関数を作るか更新し、バージョンを発行して、その呼び出し方を表示する。"""
-    check_names_and_versions()
+    """関数を作成または更新し、バージョンを発行して、その呼び出し方を表示する。"""
+    check_name_and_sdk()
     options = Config(connect_timeout=5, retries={"mode": "standard", "max_attempts": 5})
     session = boto3.Session()
-    try:
-        client, iam = (session.client(service, config=options) for service in ("lambda", "iam"))
-    except ValueError as error:
-        raise DeployError(BAD_ENDPOINT) from error
+    client, iam = (session.client(service, config=options) for service in ("lambda", "iam"))
     create_input = client.meta.service_model.operation_model("CreateFunction").input_shape
-    if "DurableConfig" not in create_input.members:  # 古い boto3 は、黙って捨ててしまう
-        raise DeployError(f"boto3 が古く、DurableConfig を知りません。{INSTALL}")
+    if "DurableConfig" not in create_input.members:  # 古い boto3 は、黙って無視する
+        sys.exit(f"boto3 が古く、DurableConfig に対応していません。{INSTALL}")
+    settings, code = desired_settings(role_arn(iam)), build_zip()
+    digest = base64.b64encode(hashlib.sha256(code).digest()).decode()
 
-    settings = desired_settings(role_arn(iam))
-    code = build_zip()
-    try:
-        client.get_function_configuration(FunctionName=FUNCTION_NAME)
-    except client.exceptions.ResourceNotFoundException:
-        say(f"関数 {FUNCTION_NAME} を作ります")
-        when_ready(client.create_function, **settings, Code={"ZipFile": code}, Architectures=ARM)
-        wait_until_settled(client)
-    else:
-        update(client, settings, code)
+    new = {**settings, "Code": {"ZipFile": code}, "Architectures": ARM}
+    if created := when_ready(client.create_function, **new):
+        print(f"関数 {FUNCTION_NAME} を作成します")
+    current = settled(client)
+    failed = "Failed" in (current["State"], current.get("LastUpdateStatus"))
+    # LoggingConfig などの応答には、指定していない項目も含まれる
+    wanted = {k: current.get(k, {}) | v if isinstance(v, dict) else v for k, v in settings.items()}
+    new_settings = failed or not wanted.items() <= current.items()
+    new_code = failed or (current["CodeSha256"], current["Architectures"]) != (digest, ARM)
+    if not current.get("DurableConfig"):
+        sys.exit(
+            f"関数 {FUNCTION_NAME} は DurableConfig なしで作られていて、後から有効にできません。"
+            "FUNCTION_NAME を変えるか、不要な関数なら aws lambda delete-function --function-name"
+            f" {FUNCTION_NAME} で削除してから、もう一度実行してください。"
+        )
+    if new_settings:
+        print(f"関数 {FUNCTION_NAME} の設定を更新します")
+        when_ready(client.update_function_configuration, **settings)
+    if new_code:
+        print(f"関数 {FUNCTION_NAME} のコードを更新します")
+        when_ready(client.update_function_code, ZipFile=code, Architectures=ARM)
+    if not (created or new_settings or new_code):
+        print(f"関数 {FUNCTION_NAME} は、コードも設定も変わっていません")
+    updated = settled(client)
+    if "Failed" in (updated["State"], updated.get("LastUpdateStatus")):
+        why = ": ".join(updated[key] for key in sorted(updated)[::-1] if "Reason" in key)
+        sys.exit(f"関数 {FUNCTION_NAME} の作成か更新が失敗しました。{FIX}（{why}）")
 
-    version = client.publish_version(FunctionName=FUNCTION_NAME)["Version"]  # 同じなら今の版を返す
-    say(f"バージョン {version} を呼び出せます。次のコマンドで注文を始めます:\n")
-    say(INVOKE_COMMAND.format(name=FUNCTION_NAME, version=version))
+    # 発行するのはこのコードだけ。変わっていなければ、現在のバージョンが返る
+    version = when_ready(client.publish_version, CodeSha256=digest)["Version"]
+    print(NEXT.format(name=FUNCTION_NAME, version=version))
 
 
-INVOKE_COMMAND = """aws lambda invoke \\
+NEXT = """バージョン {version} を呼び出せます。注文を開始するには、次のコマンドを実行してください:
+
+aws lambda invoke \\
   --function-name {name}:{version} \\
   --invocation-type Event \\
   --payload '{{"order_id": "order-123", "items": [{{"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}}]}}' \\
   response.json"""  # noqa: E501
 
 
-def check_names_and_versions() -> None:
-    """関数名と、同梱する SDK の版を確かめる。使えなければ DeployError。"""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", FUNCTION_NAME):
-        raise DeployError("FUNCTION_NAME は英数字と - _ の 1〜64 文字にしてください。")
-    if not re.fullmatch(r"[A-Za-z0-9_+=,.@-]{1,64}", ROLE_NAME):
-        raise DeployError("ROLE_NAME は英数字と _+=,.@- の 1〜64 文字にしてください。")
-    policy = json.loads((ROOT / "durable-policy.json").read_text("utf-8"))
-    covered = [arn.partition(":function:")[2] for s in policy["Statement"] for arn in s["Resource"]]
-    if not any(fnmatchcase(f"{FUNCTION_NAME}:1", pattern) for pattern in covered):
-        raise DeployError(UNCOVERED.format(name=FUNCTION_NAME))
-    requirements = (ROOT / "requirements.txt").read_text("utf-8")
-    pinned = re.findall(rf"^{SDK}==(\S+)$", requirements, re.MULTILINE)
-    installed = [distribution.version for distribution in metadata.distributions(name=SDK)]
-    if installed != pinned:
-        raise DeployError(f"SDK の版が requirements.txt の {pinned[0]} と違います。{INSTALL}")
+def check_name_and_sdk() -> None:
+    """権限のある関数名か、テスト済みの SDK かを確認する。"""
+    covered = re.findall(r"function:(.+?):", (ROOT / "durable-policy.json").read_text("utf-8"))
+    if not re.fullmatch("|".join(covered).replace("*", r"[\w-]*"), FUNCTION_NAME, re.ASCII):
+        sys.exit(
+            f"durable-policy.json の許可対象に、関数 {FUNCTION_NAME} が含まれていません。"
+            f"FUNCTION_NAME を {' か '.join(covered)} の形にしてください。"
+        )
+    pinned = re.findall(rf"^{SDK}==(\S+)$", (ROOT / "requirements.txt").read_text("utf-8"), re.M)
+    if not pinned:
+        sys.exit("requirements.txt に SDK の行がありません。git checkout で元に戻してください。")
+    if [distribution.version for distribution in metadata.distributions(name=SDK)] != pinned:
+        sys.exit(f"SDK のバージョンが requirements.txt の {pinned[0]} と違います。{INSTALL}")
 
 
 def role_arn(iam: Any) -> str:
-    """ロールの ARN を返す。ないか、Lambda が引き受けられなければ DeployError。"""
-    try:
-        role = iam.get_role(RoleName=ROLE_NAME)["Role"]
-    except iam.exceptions.NoSuchEntityException as error:
-        raise DeployError(f"ロール {ROLE_NAME} がありません。{STEP_1}") from error
-    if "lambda.amazonaws.com" not in str(role["AssumeRolePolicyDocument"]):
-        raise DeployError(f"Lambda はロール {ROLE_NAME} を引き受けられません。{STEP_1}")
+    """Lambda が引き受けられるロールの ARN を返す。条件付きの Deny は、AWS の判定に任せる。"""
+    role = iam.get_role(RoleName=ROLE_NAME)["Role"]
+    found = role["AssumeRolePolicyDocument"]["Statement"]
+    found = [found] if isinstance(found, dict) else found
+    named = [s for s in found if re.search(r"'lambda\.amazonaws\.com'|\*", str(s.get("Principal")))]
+    effects = {s["Effect"] for s in named if s["Effect"] == "Allow" or "Condition" not in s}
+    if effects != {"Allow"}:
+        sys.exit(
+            f"ロール {ROLE_NAME} の信頼ポリシーが Lambda を許可していません。aws iam"
+            f" update-assume-role-policy --role-name {ROLE_NAME} --policy-document"
+            " file://trust-policy.json を実行してください。"
+        )
     return str(role["Arn"])
 
 
 def desired_settings(role: str) -> dict[str, Any]:
     """関数の設定を返す。時間は秒、メモリは MB。"""
-    from app import EXECUTION_TIMEOUT  # SDK の版を確かめたあとで読み込む
-
+    try:
+        from app import EXECUTION_TIMEOUT as limit  # SDK のバージョンを確認した後で読み込む
+    except Exception as error:  # noqa: BLE001
+        sys.exit(advice_for(error, f"app.py を読み込めません。{FIX}"))
     return {
         "Role": role,
         "Handler": "app.handler",
@@ -120,19 +131,16 @@ def desired_settings(role: str) -> dict[str, Any]:
         "Timeout": 30,
         "MemorySize": 256,
         "LoggingConfig": {"LogFormat": "JSON", "ApplicationLogLevel": "INFO"},
-        "DurableConfig": {
-            "ExecutionTimeout": EXECUTION_TIMEOUT.to_seconds(),
-            "RetentionPeriodInDays": 1,
-        },
+        "DurableConfig": {"ExecutionTimeout": limit.to_seconds(), "RetentionPeriodInDays": 1},
     }
 
 
 def build_zip() -> bytes:
-    """app.py と SDK だけの zip を作る。どこで作っても同じバイト列になる。"""
-    files = {"app.py": (ROOT / "app.py").read_bytes()}
-    for file in metadata.files(SDK) or []:
-        if file.suffix == ".py":
-            files[file.as_posix()] = file.read_binary()
+    """app.py と SDK だけの zip を作成する。どこで作成しても同じバイト列になる。"""
+    files = {f.as_posix(): f.read_binary() for f in metadata.files(SDK) or [] if f.suffix == ".py"}
+    if not files:
+        sys.exit("SDK のファイルの一覧（RECORD）がありません。.venv を作り直してください。")
+    files["app.py"] = (ROOT / "app.py").read_bytes()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
@@ -142,106 +150,91 @@ def build_zip() -> bytes:
     return buffer.getvalue()
 
 
-def update(client: Any, settings: dict[str, Any], code: bytes) -> None:
-    """設定とコードのうち、違うものだけを更新する。durable でない関数なら DeployError。"""
-    wait_until_settled(client)
-    current = client.get_function_configuration(FunctionName=FUNCTION_NAME)
-    if not current.get("DurableConfig"):
-        raise DeployError(
-            f"関数 {FUNCTION_NAME} は durable ではなく、あとから変えることもできません。"
-            f"aws lambda delete-function --function-name {FUNCTION_NAME} で消してください。"
-        )
-    # LoggingConfig には、頼んでいない LogGroup なども入って返る
-    same_settings = all(
-        {**current.get(key, {}), **value} == current.get(key)
-        if isinstance(value, dict)
-        else value == current.get(key)
-        for key, value in settings.items()
-    )
-    digest = base64.b64encode(hashlib.sha256(code).digest()).decode()
-    same_code = (current["CodeSha256"], current["Architectures"]) == (digest, ARM)
-    if same_settings and same_code:
-        say(f"関数 {FUNCTION_NAME} は、コードも設定も変わっていません")
-    if not same_settings:
-        say(f"関数 {FUNCTION_NAME} の設定を更新します")
-        when_ready(client.update_function_configuration, **settings)
-        wait_until_settled(client)
-    if not same_code:
-        say(f"関数 {FUNCTION_NAME} のコードを更新します")
-        when_ready(client.update_function_code, ZipFile=code, Architectures=ARM)
-        wait_until_settled(client)
-
-
-def when_ready(call: Any, **parameters: Any) -> None:
-    """ロールが Lambda に届くのと、進行中の更新が終わるのを、1 分まで待って call を呼ぶ。"""
-    deadline = time.monotonic() + 60
-    while True:
+def when_ready(call: Any, **parameters: Any) -> Any:
+    """ロールの伝播と進行中の更新の完了を、最長 1 分待って呼び出す。関数がすでにあれば None。"""
+    for seconds_left in range(60, -1, -5):
         try:
-            call(FunctionName=FUNCTION_NAME, **parameters)
-            return
+            return call(FunctionName=FUNCTION_NAME, **parameters)
         except ClientError as error:
             if "already exist" in str(error):
-                return  # 作れたが、その答えが届かず、boto3 がもう一度頼んだ
-            if "cannot be assumed" in str(error):
-                waiting_for = f"ロール {ROLE_NAME} が Lambda に届くの"
-            elif "ResourceConflict" in str(error):
-                waiting_for = "進行中の更新が終わるの"
-            else:
+                return None  # 作成の応答が届かず、boto3 が再試行したときも
+            busy = "ResourceConflict" in str(error)
+            if not (busy or "cannot be assumed" in str(error)) or not seconds_left:
                 raise
-            if time.monotonic() > deadline:
-                raise DeployError(f"{waiting_for}を 1 分待ちました。{AGAIN}") from error
-            say(f"{waiting_for}を待っています")
+        waits = "進行中の更新が完了するの" if busy else f"ロール {ROLE_NAME} の伝播"
+        print(f"{waits}を待っています")
         time.sleep(5)
 
 
-def wait_until_settled(client: Any) -> None:
-    """関数が使えて、進行中の更新もない状態になるまで、それぞれ 2 分まで待つ。"""
-    for waiter in ("function_active_v2", "function_updated_v2"):
-        config = {"Delay": 2, "MaxAttempts": 60}
-        client.get_waiter(waiter).wait(FunctionName=FUNCTION_NAME, WaiterConfig=config)
+def settled(client: Any) -> dict[str, Any]:
+    """関数の作成や進行中の更新が完了するまで、最長 2 分待って、関数の状態と設定を返す。"""
+    for _ in range(60):
+        function: dict[str, Any] = client.get_function_configuration(FunctionName=FUNCTION_NAME)
+        if function["State"] != "Pending" and function.get("LastUpdateStatus") != "InProgress":
+            return function
+        time.sleep(2)
+    sys.exit(f"関数 {FUNCTION_NAME} の準備を 2 分待ちましたが、完了しませんでした。{AGAIN}")
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-# ---- 続けられないとき --------------------------------------------------------------
-
-PREPARE = "README の「準備」のとおりに設定してください。"
-STEP_1 = "README の「1. IAM ロールの作成」を実行してください。"
 AGAIN = "しばらく待って、もう一度実行してください。"
-UNCOVERED = (
-    "durable-policy.json は関数 {name} を許していません。"
-    "FUNCTION_NAME を order-processing-durable か order-processing-durable-… にしてください。"
-)
-BAD_ENDPOINT = "AWS_ENDPOINT_URL を http://127.0.0.1:4566 のような URL にしてください。"
-ADVICE = {  # エラーの名前に現れる語と、次にすること
-    "ProfileNotFound": "AWS_PROFILE の名前のプロファイルがありません。名前を確かめてください。",
-    "Region": f"リージョンが決まりません。{PREPARE}",
-    "Expired|SSO|TokenRetrieval": "認証情報の期限が切れています。取り直してください。",
-    "Credential": f"AWS の認証情報がありません。{PREPARE}",
-    "ClientToken|UnrecognizedClient|Signature": "AWS の認証情報が違います。確かめてください。",
-    "Connect|ReadTimeout|SSL": "AWS に届きません。接続と AWS_ENDPOINT_URL を確かめてください。",
-    "AccessDenied": "{action} の権限がありません。アカウントの管理者に許可を頼んでください。",
-    "Waiter|Conflict|Throttl|TooMany|Internal|Service": f"AWS の準備ができていません。{AGAIN}",
+FIX = "原因を取り除いて、もう一度実行してください。"
+PREPARE = "README の「準備」のとおりに設定してください。"
+NETWORK = "ネットワーク、プロキシ、AWS_ENDPOINT_URL を確認してください。"
+CREDENTIALS = "AWS の認証情報を取得できません。AWS_PROFILE などの設定を確認してください。"
+NOT_AWS = f"AWS からの応答が途中までか、AWS 以外からの応答です。{NETWORK}"
+BUSY = f"AWS 側の処理が完了していないか、一時的に混み合っています。{AGAIN}"
+ADVICE = {  # 「エラー名 操作: メッセージ」に対する正規表現と、対処方法
+    "Region": f"リージョンが未設定か、正しくありません。{PREPARE}",
+    "Profile|CredentialRet|Config": CREDENTIALS,
+    "(No|Partial)Cred|.*header value": f"AWS の認証情報がないか、読み取れません。{PREPARE}",
+    ".*Signature (exp|not yet)|RequestExp|TimeToo": f"コンピューターの時刻が違います。{FIX}",
+    "ClientTok|Unrec|Signat": "AWS の認証情報かリージョンが正しくありません。確認してください。",
+    "Expir|SSO|Token": "認証情報の有効期限が切れています。再取得するか、ログインし直してください。",
+    "ValueError|.*URL scheme": "AWS_ENDPOINT_URL を http://127.0.0.1:4566 の形にしてください。",
+    "Connect|ReadTimeout|SSL|HTTPClient": f"AWS に接続できません。{NETWORK}",
+    "ResponseParser|KeyError|Incomplete|ClientError|[34]\\d\\d ": NOT_AWS,
+    "NoSuch": "ロール {role} がありません。README の「1. IAM ロールの作成」を実行してください。",
+    "AccessD": "{action} の権限がありません。アカウントの管理者に権限の付与を依頼してください。",
+    "Quota|LimitEx|StorageEx": "AWS のクォータに達しています。管理者に引き上げを依頼してください。",
+    "ResourceConf|.*assumed": f"伝播か更新を 1 分待ちましたが、完了しませんでした。{AGAIN}",
+    "Invalid.* PublishVersion": f"ほかの人が同じ関数をデプロイしています。{AGAIN}",
+    "Throttl|TooMany|Internal|Service|Unavail|ResourceNotFound|5\\d\\d ": BUSY,
+    "OSError|BrokenPipe|FileNot|Permission|Unicode": f"ファイルか出力を読み書きできません。{FIX}",
+    "": f"AWS API の呼び出しに失敗しました。{FIX}",
 }
 
 
-class DeployError(Exception):
-    """デプロイを続けられない。メッセージは次にすることを示す。"""
+def advice_for(error: Any, sentence: str = "") -> str:
+    """AWS がエラーを返したときや、接続できないときの対処方法を、エラー名を付けて返す。"""
+    details = (getattr(error, "response", None) or {}).get("Error") or {}
+    name = details.get("Code") or type(error).__name__
+    message = " ".join(str(details.get("Message") or error).split())
+    denied = re.search(r"perform: (\S+)", message)
+    action = denied[1] if denied else getattr(error, "operation_name", "")
+    fits = [a for w, a in ADVICE.items() if re.match(rf"\w*({w})", f"{name} {action}: {message}")]
+    sentence = (sentence or fits[0]).format(action=action, role=ROLE_NAME)
+    shown = denied[1] if denied else re.sub(r"\bb['\"].*", "…", message)[:200]
+    return f"{sentence}（{name}: {shown}）"
 
 
-def advice_for(error: Any) -> str:
-    """AWS に断られたか届かなかったときに、次にすることを返す。"""
-    details = getattr(error, "last_response", getattr(error, "response", {})).get("Error", {})
-    name = details.get("Code", type(error).__name__)
-    denied = re.search(r"perform: (\S+)", details.get("Message") or "")
-    action = denied[1] if denied else getattr(error, "operation_name", "GetFunction")
-    for words, advice in ADVICE.items():
-        if re.search(words, name):
-            return advice.format(action=action)
-    why = " ".join(str(error).split())
-    return f"AWS の呼び出しに失敗しました（{why}）。直して、もう一度実行してください。"
+def main() -> None:
+    """デプロイする。続行できなければ、対処方法を標準エラー出力に示し、終了コード 1 で終わる。"""
+    try:
+        os.fstat(1)  # 閉じた標準出力は、ここで OSError になる
+        if isinstance(sys.stdout, io.TextIOWrapper):  # 表示できない文字があっても、処理を続ける
+            sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+        with redirect_stderr(io.StringIO()):  # MFA コードを入力できないときの警告
+            deploy()
+    except KeyboardInterrupt:
+        sys.exit("中断しました。もう一度実行すると、残りの処理を行います。")
+    except Exception as error:
+        frames = inspect.trace(0)
+        if frames[-1].frame.f_globals is globals() and not isinstance(error, (KeyError, OSError)):
+            raise  # deploy.py の誤り。KeyError は応答の、OSError は出力の誤り
+        sys.stdout = None  # 書き込めなかったものを、終了時にもう一度書かない
+        aws = isinstance(error, (BotoCoreError, ClientError))
+        credentials = not aws and any("credentials.py" in frame.filename for frame in frames)
+        sys.exit(advice_for(error, CREDENTIALS if credentials else ""))
 
 
 if __name__ == "__main__":

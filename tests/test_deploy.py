@@ -1,5 +1,6 @@
-"""deploy.py を手元の AWS に向けて動かす: 何度でも、途中で止まっても、断られても。"""
+"""deploy.py をローカル AWS に向けて動かす: 何度でも、途中で止まっても、拒否されても。"""
 
+import base64
 import hashlib
 import io
 import json
@@ -7,11 +8,14 @@ import os
 import re
 import shutil
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +40,29 @@ class Body(io.BytesIO):
         yield self.read()
 
 
-def answer(status: int, code: str, message: str = "") -> AWSResponse:
-    """AWS の誤りの応答。IAM は XML、Lambda は JSON とヘッダーで読まれる。"""
-    error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    xml = f"<ErrorResponse>{error}</ErrorResponse>"
-    body = xml if code in IAM_CODES else json.dumps({"message": message})
+def raw(status: int, body: str, code: str = "") -> AWSResponse:
     return AWSResponse("", status, {"x-amzn-errortype": code}, Body(body.encode()))
 
 
-IAM_CODES = {"AccessDenied", "ExpiredToken", "Throttling", "InternalFailure", "Teapot"}
+def refusal(operation: str, status: int, code: str, message: str = "") -> AWSResponse:
+    """AWS のエラーの応答。IAM は XML、Lambda は JSON とヘッダーで読まれる。"""
+    if operation != "GetRole":
+        return raw(status, json.dumps({"message": message}), code)
+    error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return raw(status, f"<ErrorResponse>{error}</ErrorResponse>")
+
+
 Hook = Callable[[str, Any], Any]
 
 
 class Aws:
-    """手元の AWS と、deploy.py が呼んだ API の記録。hook で応答を差し替え、killed_after で殺す。"""
+    """ローカル AWS と、deploy.py が呼んだ API。応答を hook で差し替え、edit で書き換える。"""
 
     def __init__(self, server: LocalAws) -> None:
         self.server = server
         self.calls: list[str] = []
         self.hook: Hook = lambda name, request: None
+        self.edit: Callable[[str, dict[str, Any]], Any] = lambda name, parsed: None
         self.killed_after = 0
         self.clock = Clock()
         self.client = boto3.client("lambda")
@@ -69,8 +77,9 @@ class Aws:
     def _before_send(self, request: Any, event_name: str, **_: Any) -> Any:
         return self.hook(event_name.rpartition(".")[2], request)
 
-    def _after_call(self, event_name: str, **_: Any) -> None:
+    def _after_call(self, event_name: str, parsed: dict[str, Any], **_: Any) -> None:
         self.calls.append(event_name.rpartition(".")[2])
+        self.edit(self.calls[-1], parsed)
         if len(self.calls) == self.killed_after:
             raise Killed
 
@@ -84,7 +93,7 @@ class Aws:
 
 
 class Killed(BaseException):
-    """プロセスがここで殺された。"""
+    """プロセスがここで強制終了された。"""
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +150,15 @@ class Clock:
 
 
 def failure(capsys: pytest.CaptureFixture[str]) -> str:
-    """デプロイが残した 1 文。表示済みの出力は捨てる。"""
+    """デプロイが残した 1 文。表示済みの出力は捨てる。AWS のエラーなら、名前で終わる。"""
+    stdout = sys.stdout
     with pytest.raises(SystemExit) as stopped:
         deploy.main()
+    sys.stdout = stdout
     capsys.readouterr()
     sentence = stopped.value.code
     assert isinstance(sentence, str)
-    assert re.search(r"。$", sentence)
+    assert re.search(r"。(（\w.*）)?$", sentence)
     assert "\n" not in sentence
     return sentence
 
@@ -164,7 +175,7 @@ def change_app(monkeypatch: pytest.MonkeyPatch, addition: bytes = b"# changed\n"
     monkeypatch.setattr(deploy, "build_zip", changed)
 
 
-# ---- 作る、もう一度、更新する -------------------------------------------------------
+# ---- 作成する、もう一度、更新する -------------------------------------------------------
 
 
 def test_first_run_creates_version_1_and_prints_how_to_invoke_it(
@@ -264,7 +275,7 @@ def test_killed_after_any_call_and_run_again_ends_as_if_it_had_not_been(
     start()
     deploy.main()
     wanted, calls = aws.state(), list(aws.calls)
-    assert len(calls) >= 6
+    assert len(calls) >= 5
     for number, name in enumerate(calls, start=1):
         start()
         aws.killed_after = number
@@ -280,7 +291,6 @@ OPERATIONS = [
     "GetRole",
     "GetFunctionConfiguration",
     "CreateFunction",
-    "GetFunction",
     "PublishVersion",
     "UpdateFunctionConfiguration",
     "UpdateFunctionCode",
@@ -310,10 +320,10 @@ def test_any_call_may_fail_once(
         failed.append(name)
         if fault == "throttled":
             code = "Throttling" if operation == "GetRole" else "TooManyRequestsException"
-            return answer(429, code, "Rate exceeded")
+            return refusal(name, 429, code, "Rate exceeded")
         if fault == "lost answer":
             URLLib3Session().send(request)
-        return answer(500, "InternalFailure" if operation == "GetRole" else "ServiceException")
+        return refusal(name, 500, "ServiceException")
 
     aws.hook = fail_once
     deploy.main()
@@ -327,96 +337,152 @@ def test_any_call_may_fail_once(
 UNSEEN = "The role defined for the function cannot be assumed by Lambda."
 
 
-def test_role_that_is_not_yet_visible_is_waited_for(
-    aws: Aws, capsys: pytest.CaptureFixture[str]
-) -> None:
-    refusals = iter([answer(400, "InvalidParameterValueException", UNSEEN)] * 2)
-    aws.hook = lambda name, _: next(refusals, None) if name == "CreateFunction" else None
-    deploy.main()
-
-    waiting = f"ロール {deploy.ROLE_NAME} が Lambda に届くのを待っています\n"
-    assert capsys.readouterr().out.count(waiting) == 2
-    assert sorted(aws.state()) == ["$LATEST", "1"]
-
-
-def test_waiting_for_the_role_is_bounded(aws: Aws, capsys: pytest.CaptureFixture[str]) -> None:
-    aws.hook = lambda name, _: (
-        answer(400, "InvalidParameterValueException", UNSEEN) if name == "CreateFunction" else None
-    )
-    assert "1 分待ちました" in failure(capsys)
-    assert 60 <= aws.clock.now <= 70
-
-
-def test_update_in_progress_is_waited_for(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
-    deploy.main()
-    change_app(monkeypatch)
-    conflicts = iter([answer(409, "ResourceConflictException", "An update is in progress")] * 2)
-    aws.hook = lambda name, _: next(conflicts, None) if name == "UpdateFunctionCode" else None
-    deploy.main()
-    assert sorted(aws.state()) == ["$LATEST", "1", "2"]
+def refused(operation: str, times: int, code: str, message: str) -> Hook:
+    left = [refusal(operation, 400, code, message) for _ in range(times)]
+    return lambda name, _: left.pop() if name == operation and left else None
 
 
 @pytest.mark.parametrize(
-    "busy",
-    [{"State": "Pending"}, {"LastUpdateStatus": "InProgress"}, {"State": "Inactive"}],
+    ("operation", "code", "message", "waiting"),
+    [
+        ("CreateFunction", "InvalidParameterValueException", UNSEEN, "伝播を待っています"),
+        ("UpdateFunctionCode", "ResourceConflictException", "in progress", "進行中の更新"),
+        ("PublishVersion", "ResourceConflictException", "in progress", "進行中の更新"),
+    ],
 )
-def test_unsettled_function_is_waited_for(
-    aws: Aws, monkeypatch: pytest.MonkeyPatch, busy: dict[str, str]
+def test_what_passes_by_itself_is_waited_for_one_minute(
+    aws: Aws, monkeypatch: Any, capsys: Any, operation: str, code: str, message: str, waiting: str
+) -> None:
+    if operation != "CreateFunction":
+        deploy.main()
+        change_app(monkeypatch)
+    aws.hook = refused(operation, 99, code, message)
+    sentence = failure(capsys)
+    assert "1 分待ちました" in sentence
+    assert sentence.endswith(f"（{code}: {message}）")
+    assert 60 <= aws.clock.now <= 70
+
+    aws.hook = refused(operation, 2, code, message)
+    capsys.readouterr()
+    deploy.main()
+    assert capsys.readouterr().out.count(waiting) == 2
+    assert "1" in aws.state()
+
+
+@pytest.mark.parametrize("busy", [{"State": "Pending"}, {"LastUpdateStatus": "InProgress"}])
+def test_unsettled_function_is_waited_for_two_minutes(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: Any, busy: dict[str, str]
 ) -> None:
     deploy.main()
     change_app(monkeypatch)
-    left = [busy] * 3
+    aws.calls.clear()
+    aws.edit = lambda name, parsed: name == "GetFunctionConfiguration" and parsed.update(busy)
+    assert "もう一度実行してください" in failure(capsys)
+    assert 110 <= aws.clock.now <= 120
+    assert not UPDATES & set(aws.calls)
 
-    def unsettle(parsed: dict[str, Any], **_: Any) -> None:
-        if left:
-            parsed["Configuration"] |= left.pop()
-
-    create = aws.session
-
-    def session() -> boto3.Session:
-        session = create()
-        session.events.register("after-call.lambda.GetFunction", unsettle)
-        return session
-
-    monkeypatch.setattr(boto3, "Session", session)
+    aws.calls.clear()
+    aws.edit = lambda name, parsed: aws.calls.count(name) < 4 and parsed.update(busy)
     deploy.main()
-    assert left == []
     assert sorted(aws.state()) == ["$LATEST", "1", "2"]
 
 
-def test_waiting_for_a_stuck_function_is_bounded(
-    aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("status", ["State", "LastUpdateStatus"])
+def test_failed_function_is_updated_and_explained_if_that_does_not_help(
+    aws: Aws, capsys: Any, status: str
 ) -> None:
     deploy.main()
-    create = aws.session
+    aws.calls.clear()
+    why = {status: "Failed", f"{status}Reason": "No key", f"{status}ReasonCode": "InvalidKey"}
 
-    def session() -> boto3.Session:
-        session = create()
-        session.events.register(
-            "after-call.lambda.GetFunction",
-            lambda parsed, **_: parsed["Configuration"].update(State="Pending"),
-        )
-        return session
+    def fail(name: str, parsed: dict[str, Any]) -> None:
+        if name == "GetFunctionConfiguration" and (forever or not set(aws.calls) >= UPDATES):
+            parsed.update(why)
 
-    monkeypatch.setattr(boto3, "Session", session)
-    assert "もう一度実行してください" in failure(capsys)
-    assert 110 <= aws.clock.now <= 120
-
-
-# ---- 断られる ----------------------------------------------------------------------
+    forever, aws.edit = True, fail
+    assert failure(capsys).endswith("（InvalidKey: No key）")
+    forever = False
+    aws.calls.clear()
+    deploy.main()
+    assert set(aws.calls) >= UPDATES
 
 
-def run_deploy(*arguments: str, **environment: str) -> Any:
+# ---- 同時に動く --------------------------------------------------------------------
+
+
+def test_function_that_another_deploy_creates_first_is_updated(aws: Aws) -> None:
+    code = deploy.build_zip()
+
+    def create_first(name: str, _: Any) -> None:
+        if name == "CreateFunction":
+            create_other(aws, DurableConfig={"ExecutionTimeout": 60})
+
+    aws.hook = create_first
+    deploy.main()
+    digest, _memory = aws.state()["1"]
+    assert digest == digest_of(code)
+
+
+def test_code_of_another_deploy_is_not_published(aws: Aws, capsys: Any) -> None:
+    def overtake(name: str, request: Any) -> Any:
+        if name != "PublishVersion":
+            return None
+        aws.client.update_function_code(FunctionName=deploy.FUNCTION_NAME, ZipFile=other_zip())
+        assert json.loads(request.body)["CodeSha256"] == digest_of(deploy.build_zip())
+        return refusal(name, 400, "InvalidParameterValueException", "is different")
+
+    aws.hook = overtake
+    sentence = failure(capsys)
+    assert "ほかの人が同じ関数をデプロイしています" in sentence
+    assert "もう一度実行してください" in sentence
+    assert sorted(aws.state()) == ["$LATEST"]
+
+
+def digest_of(code: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(code).digest()).decode()
+
+
+def other_zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("other.py", "")
+    return buffer.getvalue()
+
+
+def create_other(aws: Aws, **settings: Any) -> None:
+    """ほかの人の関数。"""
+    aws.client.create_function(
+        FunctionName=deploy.FUNCTION_NAME,
+        Role=aws.iam.get_role(RoleName=deploy.ROLE_NAME)["Role"]["Arn"],
+        Handler="other.handler",
+        Runtime="python3.13",
+        Code={"ZipFile": other_zip()},
+        **settings,
+    )
+
+
+# ---- 設定の誤り --------------------------------------------------------------------
+
+
+def run_deploy(*arguments: str, folder: Any = ROOT, **environment: Any) -> Any:
     command = [sys.executable, *(arguments or ["deploy.py"])]
     env = {**os.environ, **environment}
     return subprocess.run(
         command,
-        cwd=ROOT,
+        cwd=folder,
         env={name: value for name, value in env.items() if value},
         capture_output=True,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # MFA コードを尋ねる端末がない
         text=True,
         timeout=60,
     )
+
+
+def assert_refused(done: Any, words: str) -> None:
+    assert (done.returncode, done.stdout) == (1, "")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def closed_port() -> int:
@@ -426,52 +492,118 @@ def closed_port() -> int:
         return port
 
 
+PROXIED = {"HTTP_PROXY": "http://127.0.0.1:{closed}", "NO_PROXY": ""}
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "認証情報がありません"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "認証情報がない"),
+        ({"AWS_ACCESS_KEY_ID": "a\nb"}, "認証情報がないか、読み取れません"),
+        ({"AWS_SESSION_TOKEN": "secret\n"}, "Invalid header value …）"),
         ({"AWS_PROFILE": "nobody"}, "AWS_PROFILE"),
-        ({"AWS_DEFAULT_REGION": ""}, "リージョンが決まりません"),
+        ({"AWS_CONFIG_FILE": __file__}, "ConfigParseError"),
+        ({"AWS_DEFAULT_REGION": ""}, "リージョンが未設定か、正しくありません"),
+        ({"AWS_DEFAULT_REGION": "ap_northeast_1"}, "リージョンが未設定か、正しくありません"),
+        ({"AWS_DEFAULT_REGION": "ap-northeast-1 "}, "リージョンが未設定か、正しくありません"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:{closed}"}, "AWS_ENDPOINT_URL"),
-        ({"FUNCTION_NAME": "bad name"}, "FUNCTION_NAME"),
-        ({"FUNCTION_NAME": "a" * 65}, "FUNCTION_NAME"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:99999"}, "AWS_ENDPOINT_URL を http://"),
+        ({"AWS_ENDPOINT_URL": "127.0.0.1:4566"}, "AWS_ENDPOINT_URL を http://"),
+        ({"AWS_ENDPOINT_URL": "ftp://127.0.0.1"}, "AWS_ENDPOINT_URL を http://"),
+        (PROXIED, "接続できません。ネットワーク、プロキシ、AWS_ENDPOINT_URL を"),
+        ({"FUNCTION_NAME": "order-processing-durable-bad name"}, "FUNCTION_NAME"),
         ({"FUNCTION_NAME": "order-processing"}, "durable-policy.json"),
         ({"FUNCTION_NAME": "order-processing-durable2"}, "durable-policy.json"),
         ({"FUNCTION_NAME": "my-order-processing-durable"}, "durable-policy.json"),
-        ({"ROLE_NAME": "no-such-role"}, "1. IAM ロールの作成"),
-        ({"ROLE_NAME": "bad name"}, "ROLE_NAME"),
-        ({"AWS_ENDPOINT_URL": "127.0.0.1:4566"}, "AWS_ENDPOINT_URL"),
-        ({"ROLE_NAME": "a" * 65}, "ROLE_NAME"),
+        (
+            {"ROLE_NAME": "no-such-role"},
+            "「1. IAM ロールの作成」を実行してください。（NoSuchEntity",
+        ),
     ],
 )
-def test_unusable_environment_gets_one_sentence_on_stderr(
+def test_unusable_environment_gets_one_sentence(
     aws: Aws, environment: dict[str, str], words: str
 ) -> None:
-    port = closed_port()
-    done = run_deploy(**{k: v.format(closed=port) for k, v in environment.items()})
-    assert (done.returncode, done.stdout) == (1, "")
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+    port = str(closed_port())
+    given = {name: value.replace("{closed}", port) for name, value in environment.items()}
+    assert_refused(run_deploy(**given), words)
+
+
+EXPIRED = {"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b", "SessionToken": "c"} | {
+    "Expiration": "2020-01-01T00:00:00Z"
+}
+ROLE = "role_arn = arn:aws:iam::123456789012:role/r\n"
+KEYS = "[profile keys]\naws_access_key_id = a\naws_secret_access_key = b\n"
+
+
+@pytest.mark.parametrize(
+    ("profile", "error"),
+    [
+        ("credential_process = /no/such/program", "FileNotFoundError"),
+        ("credential_process = false", "CredentialRetrievalError"),
+        ("credential_process = echo garbage", "JSONDecodeError"),
+        ("credential_process = echo []", "AttributeError"),
+        (f"credential_process = echo '{json.dumps(EXPIRED)}'", "RuntimeError"),
+        (f"{ROLE}web_identity_token_file = /no/such/token", "FileNotFoundError"),
+        (f"{ROLE}source_profile = keys\nmfa_serial = mfa/me\n{KEYS}", "EOFError"),
+        (f"{ROLE}source_profile = nobody", "InvalidConfigError"),
+    ],
+)
+def test_unusable_credentials_get_one_sentence(
+    aws: Aws, tmp_path: Path, profile: str, error: str
+) -> None:
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text(f"[default]\n{profile}\n")
+    done = run_deploy(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
+    assert_refused(
+        done, f"認証情報を取得できません。AWS_PROFILE などの設定を確認してください。（{error}: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("durable-policy.json", None, "durable-policy.json"),
+        ("durable-policy.json", b"\xff", "UnicodeDecodeError"),
+        ("durable-policy.json", b"{}", "durable-policy.json"),
+        ("requirements.txt", None, "requirements.txt"),
+        ("requirements.txt", b"boto3\n", "requirements.txt に SDK の行がありません"),
+        ("requirements.txt", f"{deploy.SDK}==2.0.0\n".encode(), "requirements.txt の 2.0.0"),
+        ("app.py", None, "app.py を読み込めません"),
+        ("app.py", b"def handler(\n", "（SyntaxError: "),
+        ("app.py", b"import no_such_module\n", "no_such_module"),
+        ("app.py", b"", "EXECUTION_TIMEOUT"),
+    ],
+)
+def test_damaged_folder_gets_one_sentence(
+    aws: Aws, tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
+    for file in ("deploy.py", "app.py", "durable-policy.json", "requirements.txt"):
+        shutil.copy(ROOT / file, tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = run_deploy(folder=tmp_path, ROLE_NAME=deploy.ROLE_NAME)
+    assert_refused(done, words)
 
 
 def test_python_without_boto3_gets_one_sentence() -> None:
-    done = run_deploy("-S", "deploy.py")
-    assert done.returncode == 1
-    assert re.fullmatch(r"boto3 がありません。.+requirements.txt.+\n", done.stderr)
+    assert_refused(
+        run_deploy("-S", "deploy.py"), "boto3 がインストールされていません。source .venv"
+    )
 
 
-def test_other_sdk_version_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, aws: Aws, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("files", [None, []])
+def test_sdk_without_its_list_of_files_is_not_deployed(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: Any, files: Any
 ) -> None:
-    (tmp_path / "requirements.txt").write_text(f"{deploy.SDK}==2.0.0\n")
-    shutil.copy(ROOT / "durable-policy.json", tmp_path)
-    monkeypatch.setattr(deploy, "ROOT", tmp_path)
-    assert "2.0.0" in failure(capsys)
-    assert aws.calls == []
+    monkeypatch.setattr(metadata, "files", lambda name: files)
+    assert "RECORD" in failure(capsys)
+    assert aws.calls == ["GetRole"]
 
 
 def test_boto3_without_durable_config_is_refused(
-    aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     create = aws.session
 
@@ -488,60 +620,36 @@ def test_boto3_without_durable_config_is_refused(
     assert aws.calls == []
 
 
-@pytest.mark.parametrize(
-    ("operation", "response", "words"),
-    [
-        ("GetRole", answer(403, "ExpiredToken", "expired"), "期限"),
-        (
-            "GetRole",
-            answer(403, "AccessDenied", "User: x is not authorized to perform: iam:GetRole on"),
-            "iam:GetRole ",
-        ),
-        (
-            "CreateFunction",
-            answer(403, "AccessDeniedException", "is not authorized to perform: iam:PassRole on"),
-            "iam:PassRole ",
-        ),
-        ("PublishVersion", answer(403, "AccessDeniedException", ""), "PublishVersion "),
-        ("GetFunction", answer(403, "AccessDeniedException", ""), "GetFunction "),
-        (
-            "GetFunctionConfiguration",
-            answer(403, "UnrecognizedClientException", "The security token is invalid"),
-            "認証情報",
-        ),
-    ],
-)
-def test_refusal_by_aws_gets_one_sentence(
-    aws: Aws,
-    capsys: pytest.CaptureFixture[str],
-    operation: str,
-    response: AWSResponse,
-    words: str,
-) -> None:
-    aws.hook = lambda name, _: response if name == operation else None
-    assert words in failure(capsys)
-
-
-def test_role_that_lambda_may_not_assume_is_refused(
-    aws: Aws, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trust = (ROOT / "trust-policy.json").read_text("utf-8").replace("lambda.", "ec2.")
-    aws.iam.update_assume_role_policy(RoleName=deploy.ROLE_NAME, PolicyDocument=trust)
-    assert "1. IAM ロールの作成" in failure(capsys)
-
-
-def test_function_that_is_not_durable_is_refused_with_how_to_delete_it(
-    aws: Aws, capsys: pytest.CaptureFixture[str]
-) -> None:
-    aws.client.create_function(
-        FunctionName=deploy.FUNCTION_NAME,
-        Role=aws.iam.get_role(RoleName=deploy.ROLE_NAME)["Role"]["Arn"],
-        Handler="app.handler",
-        Runtime="python3.13",
-        Code={"ZipFile": deploy.build_zip()},
+@pytest.mark.parametrize("output", ["> /dev/full", ">&-", "| true"])
+def test_output_that_cannot_be_written_gets_one_sentence(aws: Aws, output: str) -> None:
+    script = f'{{ "$0" deploy.py; echo "exit $?" >&2; }} {output}'
+    wait = "| { exec 0<&-; sleep 0; }" if output == "| true" else output
+    done = subprocess.run(
+        ["bash", "-c", script.replace("| true", wait), sys.executable],
+        cwd=ROOT,
+        env={**os.environ, "FUNCTION_NAME": deploy.FUNCTION_NAME, "ROLE_NAME": deploy.ROLE_NAME},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
     )
-    command = f"aws lambda delete-function --function-name {deploy.FUNCTION_NAME}"
-    assert command in failure(capsys)
+    assert re.fullmatch(
+        r"ファイルか出力を読み書きできません。.+（\w+Error: .+）\nexit 1\n", done.stderr
+    )
+
+
+def test_output_without_japanese_still_shows_the_command(aws: Aws) -> None:
+    names = {"FUNCTION_NAME": deploy.FUNCTION_NAME, "ROLE_NAME": deploy.ROLE_NAME}
+    done = run_deploy(PYTHONIOENCODING="ascii", **names)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"--function-name {deploy.FUNCTION_NAME}:1 \\\n" in done.stdout
+
+
+def test_fault_of_deploy_itself_keeps_its_traceback(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(deploy, "settled")
+    with pytest.raises(NameError):
+        deploy.main()
 
 
 def test_ctrl_c_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,15 +657,135 @@ def test_ctrl_c_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(deploy, "deploy", interrupted)
-    with pytest.raises(SystemExit, match="もう一度実行すれば、続きから終わります"):
+    with pytest.raises(SystemExit, match="もう一度実行すると、残りの処理を行います"):
         deploy.main()
 
 
-def test_unforeseen_refusal_is_shown_as_aws_words_it(
-    aws: Aws, capsys: pytest.CaptureFixture[str]
+# ---- 拒否される --------------------------------------------------------------------
+
+DENIED = "User: x is not authorized to perform: {} on resource: y"
+
+
+@pytest.mark.parametrize(
+    ("operation", "code", "message", "words"),
+    [
+        ("GetRole", "ExpiredToken", "expired", "有効期限が切れています"),
+        ("GetRole", "SignatureDoesNotMatch", "Signature expired: 2020 is now", "時刻が違います"),
+        ("GetRole", "InvalidClientTokenId", "invalid", "認証情報かリージョンが正しくありません"),
+        ("GetRole", "AccessDenied", DENIED.format("iam:GetRole"), "iam:GetRole の権限"),
+        ("GetRole", "Throttling", "Rate exceeded", "混み合っています"),
+        ("GetRole", "Teapot", "short and stout", "AWS API の呼び出しに失敗しました"),
+        ("CreateFunction", "InvalidSignatureException", "Signature not yet current", "時刻が"),
+        (
+            "CreateFunction",
+            "AccessDeniedException",
+            DENIED.format("iam:PassRole"),
+            "iam:PassRole の",
+        ),
+        ("CreateFunction", "ServiceQuotaExceededException", "quota", "クォータ"),
+        ("CreateFunction", "CodeStorageExceededException", "limit", "クォータ"),
+        (
+            "GetFunctionConfiguration",
+            "UnrecognizedClientException",
+            "token",
+            "認証情報かリージョン",
+        ),
+        ("GetFunctionConfiguration", "ResourceNotFoundException", "gone", "もう一度実行して"),
+        ("PublishVersion", "AccessDeniedException", "", "PublishVersion の権限がありません"),
+    ],
+)
+def test_refusal_by_aws_gets_one_sentence_that_ends_with_its_name(
+    aws: Aws, capsys: Any, operation: str, code: str, message: str, words: str
 ) -> None:
-    aws.hook = lambda name, _: answer(418, "Teapot") if name == "GetRole" else None
-    assert "Teapot" in failure(capsys)
+    aws.hook = lambda name, _: refusal(name, 403, code, message) if name == operation else None
+    sentence = failure(capsys)
+    assert words in sentence
+    denied = re.search(r"perform: (\S+)", message)
+    assert f"（{code}: {denied[1] if denied else message}" in sentence
+
+
+HALF = [
+    "",
+    "{}",
+    '{"FunctionNa',
+    "<html>Login</html>",
+    "<html><p>Login</html>",
+    "<GetRoleResponse>",
+]
+
+
+@pytest.mark.parametrize("operation", ["GetRole", "GetFunctionConfiguration", "PublishVersion"])
+@pytest.mark.parametrize("status", [200, 302, 404])
+def test_nothing_is_concluded_from_half_an_answer(
+    aws: Aws, capsys: Any, operation: str, status: int
+) -> None:
+    deploy.main()
+    for body in HALF:
+        aws.hook = lambda name, _, body=body: raw(status, body) if name == operation else None  # type: ignore[misc]
+        sentence = failure(capsys)
+        assert "AWS からの応答が途中までか、AWS 以外からの応答です" in sentence
+        assert "delete" not in sentence
+
+
+@pytest.mark.parametrize("reply", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\n\r\n<htm"])
+def test_endpoint_that_is_no_aws_gets_one_sentence(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: Any, reply: bytes
+) -> None:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(reply)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        assert "AWS_ENDPOINT_URL を確認してください" in failure(capsys)
+        server.shutdown()
+
+
+LAMBDA = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}} | {
+    "Action": "sts:AssumeRole"
+}
+ELSEWHERE = {"StringNotEquals": {"aws:SourceAccount": "123456789012"}}
+
+
+@pytest.mark.parametrize(
+    ("statement", "trusted"),
+    [
+        (LAMBDA, True),
+        (
+            [LAMBDA | {"Principal": {"Service": ["ec2.amazonaws.com", "lambda.amazonaws.com"]}}],
+            True,
+        ),
+        ([LAMBDA, LAMBDA | {"Effect": "Deny", "Condition": ELSEWHERE}], True),
+        ([LAMBDA, LAMBDA | {"Effect": "Deny"}], False),
+        ([LAMBDA, LAMBDA | {"Effect": "Deny", "Principal": "*"}], False),
+        ([LAMBDA | {"Principal": {"Service": "edgelambda.amazonaws.com"}}], False),
+        ([LAMBDA | {"Principal": {"Service": "ec2.amazonaws.com"}}], False),
+    ],
+)
+def test_role_that_lambda_may_not_assume_gets_the_command_that_mends_it(
+    aws: Aws, capsys: Any, statement: Any, trusted: bool
+) -> None:
+    trust = json.dumps({"Version": "2012-10-17", "Statement": statement})
+    aws.iam.update_assume_role_policy(RoleName=deploy.ROLE_NAME, PolicyDocument=trust)
+    if trusted:
+        assert deploy.role_arn(aws.iam).endswith(deploy.ROLE_NAME)
+    else:
+        command = (
+            f"aws iam update-assume-role-policy --role-name {deploy.ROLE_NAME} --policy-document"
+        )
+        assert f"{command} file://trust-policy.json を実行してください" in failure(capsys)
+        assert aws.clock.now == 0
+
+
+def test_function_that_is_not_durable_is_left_to_its_owner(aws: Aws, capsys: Any) -> None:
+    create_other(aws)
+    sentence = failure(capsys)
+    another, deletion = sentence.index("FUNCTION_NAME を変える"), sentence.index("不要な関数なら")
+    assert another < deletion
+    assert f"aws lambda delete-function --function-name {deploy.FUNCTION_NAME} " in sentence
+    assert not UPDATES & set(aws.calls)
 
 
 # ---- zip ---------------------------------------------------------------------------
