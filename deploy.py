@@ -33,6 +33,26 @@ ROLE_NAME = os.environ.get("ROLE_NAME") or "lambda-durable-demo-role"
 ARM = ["arm64"]
 
 
+def main() -> None:
+    """デプロイする。続行できなければ、対処方法を標準エラー出力に示し、終了コード 1 で終わる。"""
+    try:
+        os.fstat(1)  # 閉じた標準出力は、ここで OSError になる
+        if isinstance(sys.stdout, io.TextIOWrapper):  # 表示できない文字があっても、処理を続ける
+            sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+        with redirect_stderr(io.StringIO()):  # MFA コードを入力できないときの警告
+            deploy()
+    except KeyboardInterrupt:
+        sys.exit("中断しました。もう一度実行すると、残りの処理を行います。")
+    except Exception as error:
+        frames = inspect.trace(0)
+        if frames[-1].frame.f_globals is globals() and not isinstance(error, (KeyError, OSError)):
+            raise  # deploy.py の誤り。KeyError は応答の、OSError は出力の誤り
+        sys.stdout = None  # 書き込めなかったものを、終了時にもう一度書かない
+        aws = isinstance(error, (BotoCoreError, ClientError))
+        credentials = not aws and any("credentials.py" in frame.filename for frame in frames)
+        sys.exit(advice_for(error, CREDENTIALS if credentials else ""))
+
+
 def deploy() -> None:
     """関数を作成または更新し、バージョンを発行して、その呼び出し方を表示する。"""
     check_name_and_sdk()
@@ -72,7 +92,6 @@ def deploy() -> None:
     if "Failed" in (updated["State"], updated.get("LastUpdateStatus")):
         why = ": ".join(updated[key] for key in sorted(updated)[::-1] if "Reason" in key)
         sys.exit(f"関数 {FUNCTION_NAME} の作成か更新が失敗しました。{FIX}（{why}）")
-
     # 発行するのはこのコードだけ。変わっていなければ、現在のバージョンが返る
     version = when_ready(client.publish_version, CodeSha256=digest)["Version"]
     print(NEXT.format(name=FUNCTION_NAME, version=version))
@@ -151,13 +170,13 @@ def build_zip() -> bytes:
 
 
 def when_ready(call: Any, **parameters: Any) -> Any:
-    """ロールの伝播と進行中の更新の完了を、最長 1 分待って呼び出す。関数がすでにあれば None。"""
+    """ロールの伝播と進行中の更新の完了を、最長 1 分待って、呼び出す。"""
     for seconds_left in range(60, -1, -5):
         try:
             return call(FunctionName=FUNCTION_NAME, **parameters)
         except ClientError as error:
-            if "already exist" in str(error):
-                return None  # 作成の応答が届かず、boto3 が再試行したときも
+            if re.search("already exist|state: Failed", str(error)):
+                return None  # 作成済み（その応答が届かなかったときも）か、Failed
             busy = "ResourceConflict" in str(error)
             if not (busy or "cannot be assumed" in str(error)) or not seconds_left:
                 raise
@@ -179,13 +198,13 @@ def settled(client: Any) -> dict[str, Any]:
 AGAIN = "しばらく待って、もう一度実行してください。"
 FIX = "原因を取り除いて、もう一度実行してください。"
 PREPARE = "README の「準備」のとおりに設定してください。"
-NETWORK = "ネットワーク、プロキシ、AWS_ENDPOINT_URL を確認してください。"
+NETWORK = "ネットワーク、プロキシ、AWS_ENDPOINT_URL を確認し、もう一度実行してください。"
 CREDENTIALS = "AWS の認証情報を取得できません。AWS_PROFILE などの設定を確認してください。"
 NOT_AWS = f"AWS からの応答が途中までか、AWS 以外からの応答です。{NETWORK}"
 BUSY = f"AWS 側の処理が完了していないか、一時的に混み合っています。{AGAIN}"
 ADVICE = {  # 「エラー名 操作: メッセージ」に対する正規表現と、対処方法
     "Region": f"リージョンが未設定か、正しくありません。{PREPARE}",
-    "Profile|CredentialRet|Config": CREDENTIALS,
+    "Profile|CredentialRet|ConfigParse|InvalidConfig": CREDENTIALS,
     "(No|Partial)Cred|.*header value": f"AWS の認証情報がないか、読み取れません。{PREPARE}",
     ".*Signature (exp|not yet)|RequestExp|TimeToo": f"コンピューターの時刻が違います。{FIX}",
     "ClientTok|Unrec|Signat": "AWS の認証情報かリージョンが正しくありません。確認してください。",
@@ -199,7 +218,7 @@ ADVICE = {  # 「エラー名 操作: メッセージ」に対する正規表現
     "ResourceConf|.*assumed": f"伝播か更新を 1 分待ちましたが、完了しませんでした。{AGAIN}",
     "Invalid.* PublishVersion": f"ほかの人が同じ関数をデプロイしています。{AGAIN}",
     "Throttl|TooMany|Internal|Service|Unavail|ResourceNotFound|5\\d\\d ": BUSY,
-    "OSError|BrokenPipe|FileNot|Permission|Unicode": f"ファイルか出力を読み書きできません。{FIX}",
+    "OSErr|BrokenP|FileNot|Perm|IsADir|Unicode": f"ファイルか出力を読み書きできません。{FIX}",
     "": f"AWS API の呼び出しに失敗しました。{FIX}",
 }
 
@@ -215,26 +234,6 @@ def advice_for(error: Any, sentence: str = "") -> str:
     sentence = (sentence or fits[0]).format(action=action, role=ROLE_NAME)
     shown = denied[1] if denied else re.sub(r"\bb['\"].*", "…", message)[:200]
     return f"{sentence}（{name}: {shown}）"
-
-
-def main() -> None:
-    """デプロイする。続行できなければ、対処方法を標準エラー出力に示し、終了コード 1 で終わる。"""
-    try:
-        os.fstat(1)  # 閉じた標準出力は、ここで OSError になる
-        if isinstance(sys.stdout, io.TextIOWrapper):  # 表示できない文字があっても、処理を続ける
-            sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-        with redirect_stderr(io.StringIO()):  # MFA コードを入力できないときの警告
-            deploy()
-    except KeyboardInterrupt:
-        sys.exit("中断しました。もう一度実行すると、残りの処理を行います。")
-    except Exception as error:
-        frames = inspect.trace(0)
-        if frames[-1].frame.f_globals is globals() and not isinstance(error, (KeyError, OSError)):
-            raise  # deploy.py の誤り。KeyError は応答の、OSError は出力の誤り
-        sys.stdout = None  # 書き込めなかったものを、終了時にもう一度書かない
-        aws = isinstance(error, (BotoCoreError, ClientError))
-        credentials = not aws and any("credentials.py" in frame.filename for frame in frames)
-        sys.exit(advice_for(error, CREDENTIALS if credentials else ""))
 
 
 if __name__ == "__main__":
