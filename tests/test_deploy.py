@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import boto3
 import botocore.endpoint
-import botocore.waiter
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.httpsession import URLLib3Session
@@ -38,16 +38,16 @@ class Body(io.BytesIO):
         yield self.read()
 
 
-def raw(status: int, body: str, code: str = "") -> AWSResponse:
+def raw(operation: str, status: int, body: str, code: str = "") -> AWSResponse:
     return AWSResponse("", status, {"x-amzn-errortype": code}, Body(body.encode()))
 
 
 def refusal(operation: str, status: int, code: str, message: str = "") -> AWSResponse:
     """AWS のエラーの応答。IAM は XML、Lambda は JSON とヘッダーで読まれる。"""
     if operation != "GetRole":
-        return raw(status, json.dumps({"message": message}), code)
+        return raw(operation, status, json.dumps({"message": message}), code)
     error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    return raw(status, f"<ErrorResponse>{error}</ErrorResponse>")
+    return raw(operation, status, f"<ErrorResponse>{error}</ErrorResponse>")
 
 
 Hook = Callable[[str, Any], Any]
@@ -80,6 +80,11 @@ class Aws:
         self.edit(self.calls[-1], parsed)
         if len(self.calls) == self.killed_after:
             raise Killed
+
+    def answer(self, operation: str, make: Any, *response: Any, times: int = 99) -> None:
+        """operation に、times 回まで AWS の代わりに答える。"""
+        left = [response] * times
+        self.hook = lambda name, _: make(name, *left.pop()) if name == operation and left else None
 
     def state(self) -> dict[str, Any]:
         """デプロイの結果として残ったもの。"""
@@ -118,10 +123,8 @@ def aws(server: LocalAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aw
     aws = Aws(server)
     monkeypatch.setattr(boto3, "Session", aws.session)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    clock = aws.clock
-    monkeypatch.setattr(deploy, "time", clock)
-    monkeypatch.setattr(botocore.waiter, "time", clock)
-    monkeypatch.setattr(botocore.endpoint, "time", clock)
+    monkeypatch.setattr(deploy, "time", aws.clock)
+    monkeypatch.setattr(botocore.endpoint, "time", aws.clock)
     take_new_names(aws, monkeypatch)
     return aws
 
@@ -140,14 +143,11 @@ class Clock:
 
     now = 0.0
 
-    def monotonic(self) -> float:
-        return self.now
-
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
 
-def failure(capsys: pytest.CaptureFixture[str]) -> str:
+def failure(capsys: Any) -> str:
     """デプロイが残した 1 文。表示済みの出力は捨てる。AWS のエラーなら、名前で終わる。"""
     stdout = sys.stdout
     with pytest.raises(SystemExit) as stopped:
@@ -171,9 +171,7 @@ def change_app(monkeypatch: pytest.MonkeyPatch, addition: bytes = b"# changed\n"
 # ---- 作成する、もう一度、更新する -------------------------------------------------------
 
 
-def test_first_run_creates_version_1_and_prints_how_to_invoke_it(
-    aws: Aws, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_first_run_creates_version_1_and_prints_how_to_invoke_it(aws: Aws, capsys: Any) -> None:
     deploy.main()
 
     function = aws.client.get_function_configuration(FunctionName=deploy.FUNCTION_NAME)
@@ -187,57 +185,37 @@ def test_first_run_creates_version_1_and_prints_how_to_invoke_it(
     assert f"--function-name {deploy.FUNCTION_NAME}:1 \\\n" in capsys.readouterr().out
 
 
-def test_running_again_updates_nothing_and_stays_at_version_1(
-    aws: Aws, capsys: pytest.CaptureFixture[str]
+CHANGES: list[tuple[dict[str, Any], bool, set[str]]] = [
+    ({}, False, set()),
+    ({}, True, {"UpdateFunctionCode"}),
+    ({"MemorySize": 512}, False, {"UpdateFunctionConfiguration"}),
+    ({"DurableConfig": {"ExecutionTimeout": 60}}, False, {"UpdateFunctionConfiguration"}),
+    ({"LoggingConfig": {"LogFormat": "Text"}}, True, UPDATES),
+]
+
+
+@pytest.mark.parametrize(("settings", "new_code", "updates"), CHANGES)
+def test_running_again_updates_what_differs_and_keeps_old_versions(
+    aws: Aws, monkeypatch: Any, capsys: Any, settings: Any, new_code: bool, updates: set[str]
 ) -> None:
+    name = {"FunctionName": deploy.FUNCTION_NAME}
     deploy.main()
+    first, before = aws.state()["1"], aws.client.get_function_configuration(**name)
+    if settings:
+        aws.client.update_function_configuration(**name, **settings)
+    if new_code:
+        change_app(monkeypatch)
     aws.calls.clear()
     capsys.readouterr()
     deploy.main()
 
-    assert not UPDATES & set(aws.calls)
-    assert sorted(aws.state()) == ["$LATEST", "1"]
-    assert "変わっていません" in capsys.readouterr().out
-
-
-def test_changed_code_updates_the_code_alone_and_keeps_old_versions(
-    aws: Aws, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deploy.main()
-    before = aws.state()
-    change_app(monkeypatch)
-    aws.calls.clear()
-    deploy.main()
-
-    assert UPDATES & set(aws.calls) == {"UpdateFunctionCode"}
-    assert sorted(aws.state()) == ["$LATEST", "1", "2"]
-    assert aws.state()["1"] == before["1"]
-    assert aws.state()["2"] != before["1"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"MemorySize": 512},
-        {"DurableConfig": {"ExecutionTimeout": 60, "RetentionPeriodInDays": 2}},
-        {"LoggingConfig": {"LogFormat": "Text"}},
-    ],
-)
-def test_changed_configuration_is_put_back_without_touching_the_code(
-    aws: Aws, change: dict[str, Any]
-) -> None:
-    deploy.main()
-    aws.client.update_function_configuration(FunctionName=deploy.FUNCTION_NAME, **change)
-    aws.calls.clear()
-    deploy.main()
-
-    assert UPDATES & set(aws.calls) == {"UpdateFunctionConfiguration"}
-    function = aws.client.get_function_configuration(FunctionName=deploy.FUNCTION_NAME)
-    wanted = deploy.desired_settings(function["Role"])
-    key = next(iter(change))
-    assert (
-        wanted[key] == {**wanted, **function}[key] or wanted[key].items() <= function[key].items()
-    )
+    assert UPDATES & set(aws.calls) == updates
+    assert ("変わっていません" in capsys.readouterr().out) == (not updates)
+    assert aws.state()["1"] == first
+    assert ("2" in aws.state()) >= new_code
+    after = aws.client.get_function_configuration(**name)
+    assert {key: after[key] for key in settings} == {key: before[key] for key in settings}
+    assert (after["CodeSha256"] != before["CodeSha256"]) == new_code
 
 
 # ---- 途中で止まる ------------------------------------------------------------------
@@ -336,19 +314,12 @@ def test_what_passes_by_itself_is_waited_for_one_minute(
     if operation != "CreateFunction":
         deploy.main()
         change_app(monkeypatch)
-    left = 99
-
-    def refuse(name: str, _: Any) -> Any:
-        nonlocal left
-        left -= name == operation
-        return refusal(name, 400, code, message) if name == operation and left >= 0 else None
-
-    aws.hook = refuse
+    aws.answer(operation, refusal, 400, code, message)
     sentence = failure(capsys)
     assert "1 分待ちました" in sentence
     assert sentence.endswith(f"（{code}: {message}）")
     assert 60 <= aws.clock.now <= 70
-    left = 2
+    aws.answer(operation, refusal, 400, code, message, times=2)
     deploy.main()
     assert capsys.readouterr().out.count(waiting) == 2
     assert "1" in aws.state()
@@ -385,11 +356,8 @@ def test_failed_function_is_updated_and_explained_if_that_does_not_help(
 
     aws.edit = fail
     assert failure(capsys).endswith("もう一度実行してください。（InvalidKey: No key）")
-    aws.hook = lambda name, _: (
-        refusal(name, 409, "ResourceConflictException", "It is in the following state: Failed")
-        if name in UPDATES
-        else None
-    )
+    conflict = "It is in the following state: Failed"
+    aws.answer("UpdateFunctionCode", refusal, 409, "ResourceConflictException", conflict)
     assert "InvalidKey" in failure(capsys)
     assert aws.clock.now == 0
     lasting, aws.hook = False, lambda name, request: None
@@ -532,9 +500,8 @@ def test_odd_surroundings_get_one_sentence(
 
 
 def test_python_without_boto3_gets_one_sentence() -> None:
-    done = run_deploy("-S", "deploy.py")
-    assert done.returncode == 1
-    assert re.fullmatch(r"boto3 がインストールされていません。.+requirements.txt.+\n", done.stderr)
+    missing = r"boto3 がインストールされていません。.+requirements.txt.+\n"
+    assert re.fullmatch(missing, run_deploy("-S", "deploy.py").stderr)
 
 
 @pytest.mark.parametrize("output", ["full", "pipe", "closed"])
@@ -584,10 +551,7 @@ def test_fault_of_deploy_itself_keeps_its_traceback(aws: Aws, monkeypatch: Any) 
 
 
 def test_ctrl_c_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(deploy, "deploy", interrupted)
+    monkeypatch.setattr(deploy, "deploy", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(SystemExit, match="もう一度実行すると、残りの処理を行います"):
         deploy.main()
 
@@ -628,7 +592,7 @@ DENIED = "User: x is not authorized to perform: {} on resource: y"
 def test_refusal_by_aws_gets_one_sentence_that_ends_with_its_name(
     aws: Aws, capsys: Any, operation: str, code: str, message: str, words: str
 ) -> None:
-    aws.hook = lambda name, _: refusal(name, 403, code, message) if name == operation else None
+    aws.answer(operation, refusal, 403, code, message)
     sentence = failure(capsys)
     assert words in sentence
     denied = re.search(r"perform: (\S+)", message)
@@ -652,7 +616,7 @@ def test_nothing_is_concluded_from_half_an_answer(
 ) -> None:
     deploy.main()
     for body in HALF:
-        aws.hook = lambda name, _, body=body: raw(status, body) if name == operation else None  # type: ignore[misc]
+        aws.answer(operation, raw, status, body)
         sentence = failure(capsys)
         assert "AWS からの応答が途中までか、AWS 以外からの応答です" in sentence
         assert "delete" not in sentence
