@@ -47,7 +47,6 @@ def main() -> None:
         frames = inspect.trace(0)
         if frames[-1].frame.f_globals is globals() and not isinstance(error, (KeyError, OSError)):
             raise  # deploy.py の誤り。KeyError は応答の、OSError は出力の誤り
-        sys.stdout = None  # 書き込めなかったものを、終了時にもう一度書かない
         aws = isinstance(error, (BotoCoreError, ClientError))
         credentials = not aws and any("credentials.py" in frame.filename for frame in frames)
         sys.exit(advice_for(error, CREDENTIALS if credentials else ""))
@@ -198,9 +197,9 @@ def settled(client: Any) -> dict[str, Any]:
 AGAIN = "しばらく待って、もう一度実行してください。"
 FIX = "原因を取り除いて、もう一度実行してください。"
 PREPARE = "README の「準備」のとおりに設定してください。"
-NETWORK = "ネットワーク、プロキシ、AWS_ENDPOINT_URL を確認し、もう一度実行してください。"
+CHECK = "リージョン、ネットワーク、プロキシ、AWS_ENDPOINT_URL を確認し、もう一度実行してください。"
 CREDENTIALS = "AWS の認証情報を取得できません。AWS_PROFILE などの設定を確認してください。"
-NOT_AWS = f"AWS からの応答が途中までか、AWS 以外からの応答です。{NETWORK}"
+NOT_AWS = f"AWS からの応答が途中までか、AWS 以外からの応答です。{CHECK}"
 BUSY = f"AWS 側の処理が完了していないか、一時的に混み合っています。{AGAIN}"
 ADVICE = {  # 「エラー名 操作: メッセージ」に対する正規表現と、対処方法
     "Region": f"リージョンが未設定か、正しくありません。{PREPARE}",
@@ -210,7 +209,7 @@ ADVICE = {  # 「エラー名 操作: メッセージ」に対する正規表現
     "ClientTok|Unrec|Signat": "AWS の認証情報かリージョンが正しくありません。確認してください。",
     "Expir|SSO|Token": "認証情報の有効期限が切れています。再取得するか、ログインし直してください。",
     "ValueError|.*URL scheme": "AWS_ENDPOINT_URL を http://127.0.0.1:4566 の形にしてください。",
-    "Connect|ReadTimeout|SSL|HTTPClient": f"AWS に接続できません。{NETWORK}",
+    "Connect|ReadTimeout|SSL|HTTPClient": f"AWS に接続できません。{CHECK}",
     "ResponseParser|KeyError|Incomplete|ClientError|[34]\\d\\d ": NOT_AWS,
     "NoSuch": "ロール {role} がありません。README の「1. IAM ロールの作成」を実行してください。",
     "AccessD": "{action} の権限がありません。アカウントの管理者に権限の付与を依頼してください。",
