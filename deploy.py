@@ -66,7 +66,7 @@ def deploy() -> None:
 
     new = {**settings, "Code": {"ZipFile": code}, "Architectures": ARM}
     if created := when_ready(client.create_function, **new):
-        print(f"関数 {FUNCTION_NAME} を作成します")
+        print(f"関数 {FUNCTION_NAME} を作成しました")
     current = settled(client)
     failed = "Failed" in (current["State"], current.get("LastUpdateStatus"))
     # LoggingConfig などの応答には、指定していない項目も含まれる

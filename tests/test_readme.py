@@ -387,7 +387,7 @@ def test_account_is_tried_out_and_left_clean_even_after_a_failure(
 ) -> None:
     if broken:
         readme = folder / "README.md"
-        readme.write_text(README.replace("を作成します\n", "を消します\n"))
+        readme.write_text(README.replace("を作成しました\n", "を消します\n"))
     with LocalAws() as aws:
         keys = {"AWS_ACCESS_KEY_ID": aws.access_key, "AWS_SECRET_ACCESS_KEY": "test"}
         region = {"AWS_ENDPOINT_URL": aws.endpoint, "AWS_DEFAULT_REGION": "us-west-2"}
