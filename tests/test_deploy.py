@@ -20,6 +20,8 @@ from unittest.mock import Mock
 
 import boto3
 import botocore.endpoint
+import botocore.loaders
+import botocore.session
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.httpsession import URLLib3Session
@@ -64,11 +66,11 @@ class Aws:
         self.edit: Callable[[str, dict[str, Any]], Any] = lambda name, parsed: None
         self.killed_after = 0
         self.clock = Clock()
-        self.client = boto3.client("lambda")
-        self.iam = boto3.client("iam")
+        session = new_session()
+        self.client, self.iam = session.client("lambda"), session.client("iam")
 
     def session(self) -> boto3.Session:
-        session = boto3.session.Session()
+        session = new_session()
         session.events.register("before-send", self._before_send)
         session.events.register("after-call", self._after_call)
         return session
@@ -94,6 +96,16 @@ class Aws:
             version["Version"]: (version["CodeSha256"], version["MemorySize"])
             for version in versions["Versions"]
         }
+
+
+LOADER = botocore.loaders.create_loader()
+
+
+def new_session() -> boto3.Session:
+    """サービスのモデルを、テストごとに読み直さない。"""
+    core = botocore.session.Session()
+    core.register_component("data_loader", LOADER)
+    return boto3.session.Session(botocore_session=core)
 
 
 class Killed(BaseException):
@@ -123,7 +135,6 @@ def aws(server: LocalAws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aw
         monkeypatch.setenv(name, value)
     aws = Aws(server)
     monkeypatch.setattr(boto3, "Session", aws.session)
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     monkeypatch.setattr(deploy, "time", aws.clock)
     monkeypatch.setattr(botocore.endpoint, "time", aws.clock)
     take_new_names(aws, monkeypatch)
