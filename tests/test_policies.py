@@ -1,4 +1,4 @@
-"""ロールに与える権限は、この関数の実行の記録に要るものだけであること。"""
+"""実行ロールの権限が、この関数の実行の記録に必要なものだけであること。"""
 
 import copy
 import fnmatch
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import order_of
 from tests.local_aws.gateway import LocalAws
-from tests.shop import Shop
+from tests.support.flows import order_of
+from tests.support.order_system import OrderSystem
 
 ROOT = Path(__file__).parent.parent
 ACTIONS = {"lambda:CheckpointDurableExecution", "lambda:GetDurableExecutionState"}
@@ -57,30 +57,30 @@ POLICY = json.loads((ROOT / "durable-policy.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    with LocalAws(skip_time=True) as server:
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrderSystem]:
+    with LocalAws(speed=20) as server:
         # 履歴が 5 MB を超えると続きは GetDurableExecutionState で読まれる。ランナーにはその上限を
-        # あとから変える公開の口がないので、ここだけで小さくし、短い履歴でも続きを読ませる。
-        server.executions("ap-northeast-1").invoker._max_page_bytes = 1
-        yield Shop(server, tmp_path_factory.mktemp("outside"), *FUNCTIONS)
+        # 後から変える公開 API がないので、ここでだけ小さくし、短い履歴でも続きを読ませる。
+        server.executions.invoker._max_page_bytes = 1
+        yield OrderSystem(server, tmp_path_factory.mktemp("outside"), *FUNCTIONS)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_the_policies_as_they_stand_are_enough(shop: Shop, function: str) -> None:
-    shop.allow(POLICY)
-    assert shop.run(order_of(), function)["status"] == "COMPLETED"
+def test_the_policies_as_they_stand_are_enough(system: OrderSystem, function: str) -> None:
+    system.permit(POLICY)
+    assert system.result(system.order(order_of(), function))["status"] == "COMPLETED"
 
 
 @pytest.mark.parametrize(
     ("element", "index"), [("Action", 0), ("Action", 1), ("Resource", 0), ("Resource", 1)]
 )
-def test_nothing_can_be_taken_away(shop: Shop, element: str, index: int) -> None:
+def test_nothing_can_be_taken_away(system: OrderSystem, element: str, index: int) -> None:
     less = copy.deepcopy(POLICY)
     taken = less["Statement"][0][element].pop(index)
     function = FUNCTIONS[index if element == "Resource" else 0]
 
-    shop.allow(less)
-    error = shop.run(order_of(), function)
+    system.permit(less)
+    error = system.ended(system.order(order_of(), function))["Error"]["ErrorMessage"]
     needed = taken if element == "Action" else "lambda:CheckpointDurableExecution"
-    assert "AccessDeniedException" in error["errorMessage"]
-    assert f"not authorized to perform: {needed} on resource" in error["errorMessage"]
+    assert "AccessDeniedException" in error
+    assert f"not authorized to perform: {needed} on resource" in error

@@ -1,20 +1,19 @@
-"""手元の AWS: アカウントなしで同じコマンドを試すための IAM、Lambda、CloudWatch Logs。
+"""ローカル AWS: アカウントなしで同じコマンドを試すための IAM、STS、Lambda、CloudWatch Logs。
 
-`python -m tests.local_aws` で動く。三つのものが仕事をし、ここはそれをつなぐだけ。
+`python -m tests.local_aws` で起動する。実際の処理は次の 3 つが行い、ここはそれらをつなぐ。
 
-    moto             ロール、ポリシー、関数、版、ロググループ
-    公式ランナー     durable 実行、タイマー、再試行、コールバック、履歴
-    ワーカー         デプロイされた zip を走らせるプロセス (kill してよい)
+    moto             ロール、ポリシー、関数、バージョン、ロググループ
+    公式ランナー     durable execution、タイマー、再試行、コールバック、履歴
+    ワーカー         デプロイされた zip を実行するプロセス（強制終了してもよい）
 
-この演習で使わないことを頼むと、そう書いた誤りを返す。答えるのは、署名のある要求だけ。
-ブラウザーのページから来た要求は、何も読まずに断る。
-
-AWS との違いは tests/README.md の「手元の AWS が省くもの」にある。
+演習で使わない操作には、未対応を示すエラーを返す。Web ページからのリクエストと、起動時に表示した
+アクセスキーで署名していないリクエストは、本文を読まずに拒否する。
+AWS との違いは tests/README.md の「ローカル AWS と実際の AWS の違い」にある。
 """
 
 import os
 
-# moto は読み込まれるときにこれを見る。AWSLambdaBasicExecutionRole などを使えるようにし、
-# どのページにも答えを読ませない。
+# moto は import 時にこれらを参照する。AWSLambdaBasicExecutionRole などを使えるようにし、
+# Web ページのスクリプトに応答を読ませない（CORS を無効にする）。
 os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = os.environ["MOTO_DISABLE_GLOBAL_CORS"] = "true"
 ACCOUNT = "123456789012"

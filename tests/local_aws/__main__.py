@@ -1,18 +1,30 @@
-"""`python -m tests.local_aws`: 貼り付ける export を示し、起きたことを 1 行ずつ見せる。"""
+"""`python -m tests.local_aws`: 貼り付ける export を表示し、注文の経過を 1 行ずつ表示する。"""
 
 import argparse
 import errno
+import io
 import logging
+import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from typing import NoReturn
 
-from .gateway import LocalAws
+try:
+    from .gateway import LocalAws
+except ModuleNotFoundError as error:
+    cure = "`.venv/bin/pip install -r tests/requirements.txt` を実行してください。"
+    sys.exit(f"パッケージ {error.name} がありません。{cure}")
 
-EXPORTS = """\
+WELCOME = """\
+ローカル AWS が起動しました。停止するには Ctrl-C を押してください。
+停止するとロール、関数、注文はすべて失われ、「1. IAM ロールの作成」からやり直しになります。
+別のターミナルに次の行を貼り付けてください:
+
 export AWS_ENDPOINT_URL={endpoint}
-export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local
+export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY=local
 export AWS_DEFAULT_REGION=ap-northeast-1 AWS_REGION=ap-northeast-1 AWS_PAGER=
 export no_proxy=127.0.0.1,${{no_proxy:-$NO_PROXY}}
 export NO_PROXY=$no_proxy
@@ -20,38 +32,56 @@ unset AWS_PROFILE AWS_SESSION_TOKEN
 """
 
 
-def show(line: str) -> None:
-    # 改行と分けて書くと、別のスレッドの行と混ざる。
-    print(f"{time.strftime('%H:%M:%S')}  {line}\n", end="", flush=True)
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"オプションが正しくありません（{message}）。--help で使い方を確認してください。")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.local_aws", description="手元の AWS (IAM, Lambda, CloudWatch Logs)"
+def show(text: str) -> None:
+    """出力先がなくなっても、注文の処理は続ける。"""
+    try:
+        # 改行と分けて書くと、別のスレッドの行と混ざる。
+        print(f"{text}\n", end="", flush=True)
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # 表示できない文字は ? になる
+    parser = Parser(
+        prog="python -m tests.local_aws",
+        description="ローカル AWS（IAM、STS、Lambda、CloudWatch Logs）",
     )
-    parser.add_argument("--port", type=int, default=4566, help="0 なら空いているポート")
-    parser.add_argument("--skip-time", action="store_true", help="待ち時間と再試行をすぐ終える")
-    options = parser.parse_args()
-    # 端末には注文に起きたことだけを見せる。
+    parser.add_argument(
+        "--port", type=int, default=4566, help="ポート番号（0 なら空きポートを自動で選ぶ）"
+    )
+    parser.add_argument(
+        "--speed", type=float, default=1, help="待機、再試行、タイムアウトの時計を何倍で進めるか"
+    )
+    options = parser.parse_args(arguments)
+    if not 0 < options.speed <= 10_000:
+        parser.error("--speed は 0 より大きく 10000 以下")
+    try:
+        aws = LocalAws(
+            options.port, options.speed, lambda line: show(f"{time.strftime('%H:%M:%S')}  {line}")
+        )
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        why = "使用中か、使用できない番号です。--port で別の番号を指定してください。"
+        sys.exit(f"ポート {options.port} は{why}")
+    # ターミナルには注文の経過だけを表示する。
     for name in ("moto", "aws_durable_execution_sdk_python_testing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
-    try:
-        aws = LocalAws(options.port, options.skip_time, show)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        sentence = f"ポート {options.port} は使われています。--port で別の番号を選んでください。"
-        print(sentence, file=sys.stderr)
-        return 1
     with aws:
-        print("手元の AWS が動いています。別の端末に次の行を貼ってください (Ctrl-C で終わり):\n")
-        print(EXPORTS.format(endpoint=aws.endpoint), flush=True)
+        show(WELCOME.format(endpoint=aws.endpoint, access_key=aws.access_key))
         stop.wait()
-    return 0
+    show("\nローカル AWS を停止しました。")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,7 +1,7 @@
-"""moto の Lambda 関数に、moto の知らないことを足す。
+"""moto の Lambda 関数に、moto が対応していない機能を追加する。
 
-DurableConfig と LoggingConfig を版ごとに覚え、ロールの信頼ポリシーを確かめ、
-コードも設定も変わっていない publish-version には今の版を返す。
+DurableConfig と LoggingConfig をバージョンごとに保持し、ロールの信頼ポリシーを検証し、
+バージョンを AWS と同じように発行、削除する。
 """
 
 import base64
@@ -12,32 +12,34 @@ import zipfile
 from typing import Any
 
 import moto.awslambda.models
-from moto.awslambda.exceptions import InvalidParameterValueException
+from moto.awslambda.exceptions import CrossAccountNotAllowed
+from moto.awslambda.exceptions import InvalidParameterValueException as InvalidInMoto
 from moto.awslambda.models import LambdaFunction, lambda_backends
 from moto.core.exceptions import JsonRESTError
 
 from . import ACCOUNT, iam
-from .errors import AwsError
+from .errors import AwsError, InvalidError
 
-NAME_OR_ARN = re.compile(r"(?:(?:arn:aws:lambda:[\w-]+:)?\d{12}:function:)?([\w-]+)(?::([\w$]+))?")
+LAMBDA = lambda_backends[ACCOUNT]
 JSON_LOGS = {"LogFormat": "JSON", "ApplicationLogLevel": "INFO", "SystemLogLevel": "INFO"}
-PER_VERSION = {"Version", "FunctionArn", "LastModified", "Description", "RevisionId"}
 
 
 class Function(LambdaFunction):
-    """moto は publish のたびにこの物を写すので、足した値も版ごとに残る。"""
+    """moto は publish のたびにこのオブジェクトを複製するので、追加した値もバージョンごとに残る。"""
 
     def __init__(
         self, account_id: str, spec: dict[str, Any], region: str, version: str | int = 1
     ) -> None:
         _check_role(spec["Role"])
         _check_code(spec["Code"])
+        self.published: list[int] = []  # 発行したすべての番号。複製とも共有する
+        self.revision = ""
         super().__init__(account_id, spec, region, version)
         self.durable_config: dict[str, int] | None = None
         self.logging_config: dict[str, str] = JSON_LOGS | spec.get("LoggingConfig", {})
         if "DurableConfig" in spec:
             self.durable_config = _durable_config({"RetentionPeriodInDays": 14}, spec)
-        # 消して同じ名前で作り直した関数は、前の関数の実行を引き継がない。
+        # 削除して同じ名前で作り直した関数は、前の関数の実行を引き継がない。
         self.identity = str(uuid.uuid4())
 
     def get_configuration(self, on_create: bool = False) -> dict[str, Any]:
@@ -52,8 +54,7 @@ class Function(LambdaFunction):
             _check_role(config_updates["Role"])
         if "DurableConfig" in config_updates:
             if self.durable_config is None:
-                message = "DurableConfig can only be set when the function is created."
-                raise InvalidParameterValueException(message)
+                raise InvalidInMoto("DurableConfig can only be set when the function is created.")
             self.durable_config = _durable_config(self.durable_config, config_updates)
         self.logging_config = self.logging_config | config_updates.get("LoggingConfig", {})
         return super().update_configuration(config_updates)
@@ -63,63 +64,91 @@ class Function(LambdaFunction):
         self.architectures = updated_spec.get("Architectures", self.architectures)
         return super().update_function_code(updated_spec)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """コードと設定のうち、違えば別の版になるもの。"""
-        kept = self.get_configuration().items()
-        return {key: value for key, value in kept if key not in PER_VERSION}
+    def set_version(self, version: int) -> None:
+        """moto は、残っているバージョンの数から番号を決め、削除した番号をもう一度使ってしまう。"""
+        self.published.append(len(self.published) + 1)
+        super().set_version(self.published[-1])
 
     @property
     def code_or_config_updated(self) -> bool:
-        """moto が publish の前に見る印。更新したかではなく、前の版と違うかを答える。"""
-        *_, published = lambda_backends[ACCOUNT][self.region].list_versions_by_function(
-            self.function_name
-        )
-        return bool(self.settings != published.settings)  # type: ignore[attr-defined]
+        """moto が publish の前に見るフラグ。最後に発行したバージョンがなくなったときも真になる。"""
+        *_, last = LAMBDA[self.region].list_versions_by_function(self.function_name)
+        assert isinstance(last, Function)
+        return (last.version, last.revision) != (self.published[-1], self.revision)
 
     @code_or_config_updated.setter
-    def code_or_config_updated(self, value: bool) -> None:
-        """moto が立てる印は使わない。"""
+    def code_or_config_updated(self, updated: bool) -> None:
+        if updated:
+            self.revision = str(uuid.uuid4())
 
 
-# moto が作る関数をすべて上の形にする。差し替える場所は、moto ではここだけ。
+# moto が作成する関数をすべて上のクラスにする。moto の中身を差し替えるのはここだけ。
 moto.awslambda.models.LambdaFunction = Function  # type: ignore[misc]
 
 
-def named(name_or_arn: str, qualifier: str | None) -> tuple[str, str | None]:
-    """関数の名前と、:1 のように書かれたか、別に渡された版。"""
-    match = NAME_OR_ARN.fullmatch(name_or_arn)
-    name, written = match.groups() if match else (name_or_arn, None)
+def named(params: dict[str, Any]) -> tuple[str, str | None]:
+    """関数名と修飾子。修飾子は「名前:1」の形でも、別のパラメーターでも渡せる。"""
+    full = params["FunctionName"]
+    name, _, written = re.sub(r"^(arn:.*|\d{12}):function:", "", full).partition(":")
+    check_arn(params, "FunctionName")
+    qualifier = params.get("Qualifier")
     if written and qualifier and written != qualifier:
-        message = "The derived qualifier from the function name does not match the specified one."
-        raise AwsError(400, "InvalidParameterValueException", message)
+        message = "The derived qualifier from the function name does not match the"
+        raise InvalidError(f"{message} specified qualifier.")
     return name, written or qualifier
+
+
+def check_arn(params: dict[str, Any], key: str) -> None:
+    """別のリージョンか別のアカウントの ARN を拒否する。"""
+    here, arn = f"arn:aws:lambda:{params['Region']}:{ACCOUNT}:", params[key]
+    if arn.startswith("arn:") and not arn.startswith(here):
+        raise AwsError(403, "AccessDeniedException", f"{arn} is not one of {here}*")
 
 
 def find_function(region: str, name: str, qualifier: str | None = None) -> Function:
     try:
-        found = lambda_backends[ACCOUNT][region].get_function(name, qualifier)
+        found = LAMBDA[region].get_function(name, qualifier)
     except JsonRESTError as error:
         raise AwsError(error.code, error.error_type, error.message) from error
     assert isinstance(found, Function)
     return found
 
 
+def check_for_moto(operation: str, params: dict[str, Any]) -> None:
+    """moto に渡すリクエストのうち、AWS が拒否し、moto が拒否しないものを拒否する。"""
+    if "FunctionName" not in params:
+        return
+    name, qualifier = named(params)
+    if operation == "ListVersionsByFunction":
+        find_function(params["Region"], name)
+    elif operation == "DeleteFunction" and qualifier == "$LATEST":
+        raise InvalidError("$LATEST version cannot be deleted without deleting the function.")
+    elif operation == "PublishVersion":
+        current = find_function(params["Region"], name).code_sha_256
+        if (expected := params.get("CodeSha256", current)) != current:
+            message = f"CodeSHA256 ({expected}) is different from current CodeSHA256 in $LATEST"
+            raise InvalidError(f"{message} ({current}).")
+
+
 def _check_role(arn: str) -> None:
+    if arn.split(":")[4:5] not in ([], [ACCOUNT]):
+        raise CrossAccountNotAllowed()
     role = iam.find_role(arn)
     if role is None or not iam.trusts_lambda(role):
-        message = "The role defined for the function cannot be assumed by Lambda."
-        raise InvalidParameterValueException(message)
+        raise InvalidInMoto("The role defined for the function cannot be assumed by Lambda.")
 
 
 def _check_code(code: dict[str, Any]) -> None:
     if not zipfile.is_zipfile(io.BytesIO(base64.b64decode(code.get("ZipFile", "")))):
-        message = "Could not unzip uploaded file. The local AWS reads code from ZipFile only."
-        raise InvalidParameterValueException(message)
+        raise InvalidInMoto(
+            "Could not unzip uploaded file. The local AWS reads code from ZipFile only."
+        )
 
 
 def _durable_config(current: dict[str, int], spec: dict[str, Any]) -> dict[str, int]:
     config: dict[str, int] = current | spec["DurableConfig"]
     if "ExecutionTimeout" not in config:
-        raise InvalidParameterValueException("DurableConfig requires ExecutionTimeout.")
+        raise InvalidInMoto(
+            "You cannot create a function with a durable configuration without an executionTimeout"
+        )
     return config

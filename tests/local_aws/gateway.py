@@ -1,5 +1,6 @@
-"""一つのポートで受けた要求を、moto と公式ランナーに振り分ける。ほかのページには答えない。"""
+"""1 つのポートで受けたリクエストを、moto と公式ランナーに振り分ける。"""
 
+import hmac
 import io
 import json
 import re
@@ -7,81 +8,58 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 from aws_durable_execution_sdk_python_testing.exceptions import AwsApiException
+from moto.core.request import Request
 from moto.moto_server.werkzeug_app import create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
-from werkzeug.wrappers import Request, Response
+from werkzeug.wrappers import Response
 
-from . import ACCOUNT, iam
-from .calls import SERVED, Call, read_call
-from .errors import AwsError, BeyondError
+from tests.support.runner import FastClock
+
+from . import iam
+from .calls import SERVED, read_call
+from .errors import AwsError, BeyondError, InvalidError
 from .executions import OPERATIONS, Executions, Params, status
-from .functions import find_function, named
-from .workers import Workers
+from .functions import LAMBDA, Function, check_arn, check_for_moto, find_function, named
+from .workers import Workers, new_access_key
 
 SYNC_SECONDS = 900
 INVOKE = {"FunctionName", "Qualifier", "InvocationType", "DurableExecutionName", "Payload"}
-PLAIN = re.compile(r"[!-9;-~]+:[\t -~\x80-\xff]*")  # 名前にも値にも、改行や制御文字はない
+INVOKE |= {"Region"}
 FOR_ROLES = {"CheckpointDurableExecution", "GetDurableExecutionState"}
+CREDENTIAL = re.compile(r"AWS4-HMAC-SHA256 Credential=([^/]+)/\d{8}/([^/]+)/([^/]+)/aws4_request,")
 
 
 class Handler(WSGIRequestHandler):
-    """HTTP として読めないものにも AWS の形で答え、端末には何も出さない。"""
-
-    # 版のない要求にも、状態とヘッダーのある答えを返す。
-    default_request_version = "HTTP/1.1"
-
-    def parse_request(self) -> bool:
-        """読み方が一通りに決まらないヘッダーは、その先に Origin を隠せるので断る。"""
-        if not super().parse_request():
-            return False
-        plain = all(PLAIN.fullmatch(f"{name}:{value}") for name, value in self.headers.items())
-        if self.headers.defects or not plain:
-            self.send_error(400, "Bad headers")
-            return False
-        return True
-
-    def run_wsgi(self) -> None:
-        try:
-            super().run_wsgi()
-        except ValueError:  # URL として読めない
-            self.send_error(400, "Bad request target")
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        answer = AwsError(code, "BadRequestException", message or "").response()
-        self.send_response(code)
-        for name, value in [*answer.headers.items(), ("Connection", "close")]:
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(answer.get_data())
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        pass  # URL として読めないと、ここでも失敗する
+    def log(self, type: str, message: str, *args: Any) -> None:
+        """ターミナルには何も出力しない。"""
 
 
 class LocalAws:
-    """`with LocalAws() as aws:` の間、aws.endpoint が AWS の代わりをする。"""
+    """`with LocalAws() as aws:` の間、aws.endpoint が AWS の代わりをする。
+
+    speed 倍で進むのは、実行の待機、再試行、タイムアウトの時計だけ。関数の Timeout は実時間で計る。
+    """
 
     def __init__(
-        self, port: int = 0, skip_time: bool = False, report: Callable[[str], None] = lambda _: None
+        self, port: int = 0, speed: float = 1, report: Callable[[str], None] = lambda _: None
     ) -> None:
         self.socket = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self.socket.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
-        self.access_key = "local"
+        self.access_key = new_access_key()
         self.hosts = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
-        self.skip_time, self.report = skip_time, report
         self.workers = Workers(self.endpoint, report)
-        self.regions: dict[str, Executions] = {}
-        self.lock = threading.Lock()
+        self.executions = Executions(self.workers, FastClock(speed), report)
+        self.lock = threading.Lock()  # moto はスレッドセーフでない
         self.moto = {service: create_backend_app(service) for service in SERVED}
         fd = self.socket.fileno()
         self.server = make_server("127.0.0.1", self.port, self, True, 1, Handler, fd=fd)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
 
-    def __enter__(self) -> "LocalAws":
+    def __enter__(self) -> Self:
         self.thread.start()
         return self
 
@@ -89,73 +67,72 @@ class LocalAws:
         self.server.shutdown()
         self.server.server_close()
         self.socket.close()
-        for executions in self.regions.values():
-            executions.executor.shutdown()
-        self.workers.close()
-        for executions in self.regions.values():
-            executions.close()
+        self.executions.close()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = Request(environ)
         try:
             response = self.respond(request)
         except AwsError as error:
-            # 本文は読まずに見分ける。フォームを送るのは IAM だけ。
+            # 本文を読まずに見分ける。フォームを送るのは IAM と STS だけ。
             form = "x-www-form-urlencoded" in request.headers.get("Content-Type", "")
             response = error.response(as_xml=form)
         response.headers["x-amzn-RequestId"] = str(uuid.uuid4())
         return response(environ, start_response)
 
     def respond(self, request: Request) -> Response:
-        """ブラウザーのページから来た要求は、何も読まずに断る。
+        """Web ページとキーを知らない人からのリクエストは、本文を読まずに拒否する。
 
-        ページは Origin を付けて送る。127.0.0.1 に向け直した名前なら付けないが、Host が違う。
+        Web ページのリクエストには Origin が付く。DNS リバインディングなら付かないが、Host が違う。
         """
-        path: str = request.environ["REQUEST_URI"].partition("?")[0]
-        # URL が / で始まらないと、werkzeug はその中の名前を Host にする。
-        local = request.headers.get("Host") in self.hosts and path.startswith("/")
-        if not local or "Origin" in request.headers:
-            message = "手元の AWS は、このコンピューターの aws コマンドと boto3 にだけ答えます。"
+        if request.headers.get("Host") not in self.hosts or "Origin" in request.headers:
+            message = "ローカル AWS は、AWS CLI と boto3 からのリクエストだけを受け付けます。"
             raise AwsError(403, "AccessDeniedException", message)
+        service, region, caller = self.identify(request)
         if "Transfer-Encoding" in request.headers:  # werkzeug は、終わりのない本文を読み続ける
-            raise AwsError(411, "MissingContentLength", "Content-Length のない要求は読めません。")
+            raise AwsError(411, "MissingContentLength", "Content-Length が必要です。")
         try:
-            call = read_call(request, path)
-            if call.operation == "Invoke":
-                return self.invoke(call.region, call.params)
-            if call.operation in OPERATIONS:
-                return self.durable(call)
-            if call.operation == "ListVersionsByFunction":  # moto は、ない関数にも空の一覧を返す
-                find_function(call.region, named(call.params["FunctionName"], None)[0])
-            return self.ask_moto(call.service, request)
+            operation, params = read_call(service, region, request)
+            if operation == "Invoke":
+                return self.invoke(params)
+            if operation in OPERATIONS:
+                return self.durable(operation, params, caller)
+            with self.lock:
+                check_for_moto(operation, params)
+                body = {"wsgi.input": io.BytesIO(request.get_data())}
+                return Response.from_app(self.moto[service], request.environ | body)
         except AwsError:
             raise
         except AwsApiException as error:
             code = str(error.to_dict().get("Type"))
             raise AwsError(error.http_status_code, code, str(error)) from error
         except ValueError as error:
-            raise AwsError(400, "InvalidParameterValueException", str(error)) from error
+            raise InvalidError(str(error)) from error
         except Exception as error:  # HTML のページや traceback を返さない
             raise AwsError(500, "ServiceException", repr(error)) from error
 
-    def executions(self, region: str) -> Executions:
-        with self.lock:
-            if region not in self.regions:
-                self.regions[region] = Executions(region, self.workers, self.report, self.skip_time)
-            return self.regions[region]
+    def identify(self, request: Request) -> tuple[str, str, Function | None]:
+        """サービス、リージョン、実行ロールで呼び出した関数（参加者なら None）。"""
+        signed = CREDENTIAL.match(request.headers.get("Authorization", ""))
+        if not signed:
+            raise AwsError(403, "IncompleteSignature", "リクエストに署名がありません。")
+        key, region, service = signed.groups()
+        caller = self.workers.holder_of(key)
+        if caller is None and not hmac.compare_digest(key.encode(), self.access_key.encode()):
+            query = service in ("iam", "sts")
+            code = "InvalidClientTokenId" if query else "UnrecognizedClientException"
+            message = "The security token included in the request is invalid."
+            cure = "ローカル AWS が起動時に表示した export の行を貼り付けてください。"
+            raise AwsError(403, code, f"{message} {cure}")
+        if service not in SERVED:
+            raise BeyondError(service)
+        if region not in LAMBDA.regions:
+            raise BeyondError(f"リージョン {region} ")
+        return service, region, caller
 
-    def ask_moto(self, service: str, request: Request) -> Response:
-        body = request.get_data()
-        read = {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
-        response = Response.from_app(self.moto[service], request.environ | read)
-        if response.get_data().startswith(b"<!doctype html>"):
-            raise AwsError(response.status_code, "ServiceException", "moto が読めない要求です。")
-        response.content_type = "text/xml" if service == "iam" else "application/json"
-        return response
-
-    def invoke(self, region: str, params: Params) -> Response:
-        name, qualifier = named(params["FunctionName"], params.get("Qualifier"))
-        function = find_function(region, name, qualifier)
+    def invoke(self, params: Params) -> Response:
+        name, qualifier = named(params)
+        function = find_function(params["Region"], name, qualifier)
         kind = params.get("InvocationType", "RequestResponse")
         if beyond := [*params.keys() - INVOKE, *{kind} - {"RequestResponse", "Event"}]:
             raise BeyondError(", ".join(beyond))
@@ -164,57 +141,46 @@ class LocalAws:
         if function.logging_config["LogFormat"] != "JSON":
             raise BeyondError("JSON でないログ")
         if qualifier is None:
-            message = "You cannot invoke a durable function using an unqualified ARN"
-            raise AwsError(400, "InvalidParameterValueException", message)
-        payload = parse_payload(params["Payload"])
-        executions = self.executions(region)
+            raise InvalidError("You cannot invoke a durable function using an unqualified ARN")
+        if kind != "Event" and function.durable_config["ExecutionTimeout"] > SYNC_SECONDS:
+            message = "You cannot synchronously invoke a durable function with an executionTimeout"
+            raise InvalidError(f"{message} greater than 15 minutes.")
         execution_name = params.get("DurableExecutionName", str(uuid.uuid4()))
-        execution = executions.start(function, execution_name, payload)
+        payload = parse_payload(params.get("Payload", b"{}"))
+        execution = self.executions.start(function, execution_name, payload)
         headers = {
             "X-Amz-Durable-Execution-Arn": execution.durable_execution_arn,
-            # 名前が同じ実行を返すときは、その実行が始まった版を答える。
+            # 同名の実行を返すときは、その実行の開始時のバージョンを返す。
             "X-Amz-Executed-Version": str(execution.start_input.function_qualifier),
         }
         if kind == "Event":
             return Response(status=202, headers=headers)
-        executions.executor.wait_until_complete(execution.durable_execution_arn, SYNC_SECONDS)
+        self.executions.executor.wait_until_complete(execution.durable_execution_arn)
         if status(execution) == "SUCCEEDED" and execution.result:
             answer = execution.result.result or "null"
         else:
             headers["X-Amz-Function-Error"] = "Unhandled"
             error = execution.result and execution.result.error
-            late = ("Sandbox.Timedout", f"Task timed out after {SYNC_SECONDS}.00 seconds")
-            failure = (error.type, error.message) if error else late
+            failure = (error.type, error.message) if error else (status(execution), None)
             answer = json.dumps(dict(zip(("errorType", "errorMessage"), failure, strict=True)))
         return Response(answer, headers=headers, content_type="application/json")
 
-    def durable(self, call: Call) -> Response:
-        """公式ランナーを、HTTP をはさまずに使う。"""
-        executions = self.executions(call.region)
-        if arn := call.params.get("DurableExecutionArn"):
-            executions.executor.get_execution(arn)  # なければ誤り
-            self.authorise(call, arn)
-        answer = OPERATIONS[call.operation](executions, call.params)
+    def durable(self, operation: str, params: Params, caller: Function | None) -> Response:
+        """公式ランナーを、HTTP を介さずに使う。権限は、実行ロールで呼び出した関数だけ検証する。"""
+        if arn := params.get("DurableExecutionArn"):
+            check_arn(params, "DurableExecutionArn")
+            self.executions.executor.get_execution(arn)  # なければエラー
+            if caller and operation in FOR_ROLES:
+                iam.authorise(caller.role, caller.function_name, f"lambda:{operation}", arn)
+        answer = OPERATIONS[operation](self.executions, params)
         text = json.dumps(answer, default=lambda moment: moment.timestamp())
         return Response(text, content_type="application/json")
-
-    def authorise(self, call: Call, arn: str) -> None:
-        """関数のロールを名乗る要求だけを確かめる。参加者は何でもできる。"""
-        if call.operation not in FOR_ROLES or call.access_key not in self.workers.principals:
-            return
-        action = f"lambda:{call.operation}"
-        role, function = self.workers.principals[call.access_key]
-        if reason := iam.refusal(role, action, arn):
-            user = f"arn:aws:sts::{ACCOUNT}:assumed-role/{role.rpartition('/')[2]}/{function}"
-            message = f"User: {user} is not authorized to perform: {action} on resource: {arn}"
-            raise AwsError(403, "AccessDeniedException", f"{message} {reason}")
 
 
 def parse_payload(body: bytes) -> str:
     try:
-        payload = body.decode() or "{}"
-        json.loads(payload, parse_constant=int)  # NaN を断る
+        json.loads(body, parse_constant=int)  # NaN を拒否する
+        return body.decode()
     except (ValueError, RecursionError) as error:
         message = f"Could not parse request body into json: {error}"
         raise AwsError(400, "InvalidRequestContentException", message) from error
-    return payload

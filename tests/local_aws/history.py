@@ -1,4 +1,4 @@
-"""公式ランナーの履歴に、AWS が書いてランナーが書かないものを足す。"""
+"""公式ランナーの履歴に、AWS だけが記録する項目を補う。"""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from aws_durable_execution_sdk_python_testing.model import Event, InvocationComp
 
 @dataclass(frozen=True)
 class FailedInvocation(InvocationCompletedDetails):
-    """答えを返さずに終わった呼び出し。ランナーの型には誤りの入るところがない。"""
+    """結果を返さずに終了した呼び出し。ランナーの型にはエラーのフィールドがない。"""
 
     error: dict[str, str]
 
@@ -20,8 +20,8 @@ class FailedInvocation(InvocationCompletedDetails):
 
 
 def as_aws_writes(events: list[Event], execution: Execution) -> list[dict[str, Any]]:
-    """events は、execution のはじめからのすべて。"""
-    # ランナーと同じ、終わった順。
+    """events は、execution の最初からの全イベント。"""
+    # ランナーと同じく、終了した順。
     invocations = iter(sorted(execution.invocation_completions, key=lambda i: i.end_timestamp))
     started: defaultdict[str, list[Any]] = defaultdict(list)
     ended: defaultdict[str, list[Any]] = defaultdict(list)

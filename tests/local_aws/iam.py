@@ -1,70 +1,85 @@
-"""moto の IAM に置かれたロールで、Lambda が何をしてよいかを決める。
+"""moto の IAM に登録されたロールで、Lambda に許可される操作を判定する。
 
-moto 自身の判定器は `$LATEST` の `$` や `NotResource` を読み違えるので、文書だけを moto から借りる。
-Condition や NotAction のある文は、Allow なら許さず、Deny なら拒む (厳しい側に倒す)。
+moto の判定処理は `$LATEST` の `$` や `?`、NotResource を誤って解釈し、一致しない Condition を拒否と
+みなすので、ポリシードキュメントだけを moto から取得する。Condition は評価しない。Condition を含む
+ステートメントは、Allow なら無視し、Deny なら拒否する（安全側に倒す）。
 """
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from moto.iam.exceptions import NotFoundException
-from moto.iam.models import Role, iam_backends
+from moto.iam.models import ManagedPolicy, Role, iam_backends
 
 from . import ACCOUNT
+from .errors import AwsError
 
-PLAIN = {"Sid", "Effect", "Action", "Resource"}
+IAM = iam_backends[ACCOUNT]["aws"]
 
 
 def find_role(arn: str) -> Role | None:
     try:
-        return iam_backends[ACCOUNT]["aws"].get_role_by_arn(arn)
+        return IAM.get_role_by_arn(arn)
     except NotFoundException:
         return None
 
 
+def authorise(role_arn: str, session: str, action: str, resource: str) -> None:
+    if reason := refusal(role_arn, action, resource):
+        role = role_arn.rpartition("/")[2]
+        user = f"User: arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{session}"
+        message = f"{user} is not authorized to perform: {action} on resource: {resource} {reason}"
+        raise AwsError(403, "AccessDeniedException", message)
+
+
 def refusal(role_arn: str, action: str, resource: str) -> str | None:
-    """許されるなら None、そうでなければ AWS と同じ言い方の理由。"""
-    statements = [
-        statement
-        for document in _policies(find_role(role_arn))
-        for statement in _listed(json.loads(document)["Statement"])
-        if _names(statement, "Action", action) and _names(statement, "Resource", resource)
-    ]
-    if any(statement["Effect"] == "Deny" for statement in statements):
-        return "with an explicit deny in an identity-based policy"
-    if any(s["Effect"] == "Allow" and s.keys() <= PLAIN for s in statements):
-        return None
-    return f"because no identity-based policy allows the {action} action"
+    """許可されるなら None、そうでなければ AWS と同じ文言の理由。"""
+    role = find_role(role_arn)
+    if role is None:
+        return "because the role does not exist"
+    documents = [*role.policies.values(), *map(_default, role.managed_policies.values())]
+    policies = {"identity-based policy": documents}
+    if arn := role.permissions_boundary_arn:
+        policies["permissions boundary"] = [_default(IAM.managed_policies[arn])]
+    for kind, documents in policies.items():
+        statements = [
+            statement
+            for document in documents
+            for statement in _listed(json.loads(document)["Statement"])
+            if _matches(statement, "Action", action) and _matches(statement, "Resource", resource)
+        ]
+        if any(statement["Effect"] == "Deny" for statement in statements):
+            return f"with an explicit deny in the {kind}"
+        if not any(s["Effect"] == "Allow" and "Condition" not in s for s in statements):
+            return f"because no {kind} allows the {action} action"
+    return None
 
 
 def trusts_lambda(role: Role) -> bool:
-    return any(
-        statement["Effect"] == "Allow"
-        and isinstance(statement.get("Principal"), dict)
-        and "lambda.amazonaws.com" in _listed(statement["Principal"].get("Service"))
-        and _names(statement, "Action", "sts:AssumeRole")
+    effects = {
+        statement["Effect"]
         for statement in _listed(json.loads(role.assume_role_policy_document)["Statement"])
-    )
+        if isinstance(statement.get("Principal"), dict)
+        and "lambda.amazonaws.com" in _listed(statement["Principal"].get("Service"))
+        and _matches(statement, "Action", "sts:AssumeRole")
+    }
+    return effects == {"Allow"}
 
 
-def _policies(role: Role | None) -> Iterator[str]:
-    if role is None:
-        return
-    yield from role.policies.values()
-    for policy in role.managed_policies.values():
-        yield from (version.document for version in policy.versions if version.is_default)
+def _default(policy: ManagedPolicy) -> str:
+    return next(str(version.document) for version in policy.versions if version.is_default)
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _names(statement: dict[str, Any], element: str, value: str) -> bool:
-    """文の element が value に当てはまるか。書いてなければ (NotAction など) 当てはまるとみなす。"""
+def _matches(statement: dict[str, Any], element: str, value: str) -> bool:
+    """ステートメントの Action か Resource（NotAction か NotResource）が value に当てはまるか。"""
     flags = re.IGNORECASE if element == "Action" else 0
-    return any(
+    found = any(
         re.fullmatch(re.escape(p).replace(r"\*", ".*").replace(r"\?", "."), value, flags)
-        for p in _listed(statement.get(element, "*"))
+        for p in _listed(statement.get(element, statement.get(f"Not{element}")))
     )
+    return found != (f"Not{element}" in statement)

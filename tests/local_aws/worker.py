@@ -1,7 +1,7 @@
-"""一つの実行環境: デプロイされた zip のハンドラーを、呼び出しごとに一度走らせる子プロセス。
+"""1 つの実行環境: デプロイされた zip のハンドラーを、呼び出しごとに 1 回実行する子プロセス。
 
-標準ライブラリだけで書く。チェックアウトも親の site-packages も、ここからは見えない。
-親との会話は標準出力とは別のソケットで、1 行が一つの JSON。
+標準ライブラリだけで書く。このリポジトリも親プロセスの site-packages も、ここからは参照できない。
+親プロセスとは標準出力ではなくソケットで通信し、1 行が 1 つの JSON になる。
 """
 
 import importlib
@@ -22,7 +22,7 @@ STANDARD_FIELDS = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 
 class Channel(io.RawIOBase):
-    """親へ送る行と、親から来る仕事。親がいなくなれば、仕事の途中でもこのプロセスは終わる。"""
+    """親プロセスとの送受信。親プロセスが終了すると、処理の途中でもこのプロセスは終了する。"""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -34,7 +34,7 @@ class Channel(io.RawIOBase):
         try:
             for line in self.connection.makefile("rb"):
                 self.jobs.put(json.loads(line))
-        finally:  # 親が読み残したものがあれば、EOF ではなく ConnectionResetError になる
+        finally:  # 親が読み残したデータがあれば、EOF ではなく ConnectionResetError になる
             os._exit(0)
 
     def send(self, **message: Any) -> None:
@@ -53,7 +53,7 @@ class Channel(io.RawIOBase):
 
 
 class JsonLog(logging.Handler):
-    """root ロガーの記録を、Lambda の JSON の形で親へ送る。"""
+    """root ロガーのログを、Lambda の JSON 形式で親プロセスへ送る。"""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class JsonLog(logging.Handler):
             if record.exc_info and (error := record.exc_info[1]):
                 line |= described(error) | {"stackTrace": traceback.format_tb(error.__traceback__)}
             self.channel.log(json.dumps(line, ensure_ascii=False, default=str))
-        except Exception:  # noqa: BLE001 ログのために注文を落とさない
+        except Exception:  # noqa: BLE001 ログの失敗で注文を失敗させない
             self.handleError(record)
 
 
@@ -108,7 +108,7 @@ def main() -> None:
         root.setLevel("DEBUG" if level == "TRACE" else level)
         module, _, attribute = os.environ["_HANDLER"].rpartition(".")
         handler = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # noqa: BLE001 利用者のコードは何でも投げる
+    except Exception as error:  # noqa: BLE001 利用者のコードはどんな例外も送出しうる
         root.exception(error)
         return channel.send(init_error=described(error))
     channel.send(ready=True)
@@ -118,7 +118,7 @@ def main() -> None:
         answer: dict[str, Any]
         try:
             answer = {"result": json.dumps(handler(json.loads(job["event"]), lambda_context(job)))}
-        except Exception as error:  # noqa: BLE001 利用者のコードは何でも投げる
+        except Exception as error:  # noqa: BLE001 利用者のコードはどんな例外も送出しうる
             root.exception(error)
             answer = {"error": described(error)}
         channel.send(**answer)

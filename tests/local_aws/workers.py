@@ -1,14 +1,17 @@
-"""デプロイされた zip を走らせるプロセスたち。
+"""デプロイされた zip を実行するプロセスを管理する。
 
-一つのプロセスは一度に一つの呼び出しを受け、終われば次のために温かいまま残る。
-プロセスが見るのは zip と boto3 (とその依存) だけ。役割は、与えた資格情報で見分ける。
+1 つのプロセスは一度に 1 つの呼び出しを処理し、終われば次の呼び出しのためにウォーム状態で残る。
+プロセスから見えるのは zip と boto3（とその依存）だけ。ロールは、渡した認証情報で識別する。
 """
 
+import base64
 import hashlib
-import importlib.metadata
+import hmac
+import importlib
 import io
 import json
-import re
+import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,19 +28,28 @@ from typing import Any
 from moto.logs.models import logs_backends
 
 from . import ACCOUNT, iam
-from .errors import FunctionError
 from .functions import Function
 
 INIT_SECONDS = 30
 WARM_LIMIT = 16
-OUTCOMES = {"PENDING": "待ち", "SUCCEEDED": "完了", "FAILED": "失敗"}
+BOTO3 = ["boto3", "botocore", "s3transfer", "jmespath", "dateutil", "six", "urllib3"]
+OUTCOMES = {"PENDING": "待機", "SUCCEEDED": "完了", "FAILED": "失敗"}
+
+
+class FunctionError(Exception):
+    """関数の 1 回の呼び出しが、結果を返さずに終了した。"""
+
+    def __init__(self, kind: str, message: str, request_id: str) -> None:
+        super().__init__(message)
+        self.kind, self.request_id = kind, request_id
 
 
 class Worker:
-    """一つの関数の一つの版のための、一つのプロセス。"""
+    """1 つの関数の 1 つのバージョンのための、1 つのプロセス。"""
 
     def __init__(self, function: Function, packages: Path, env: dict[str, str]) -> None:
-        self.function, self.key = function, worker_key(function)
+        self.function, self.revision = function, function.revision
+        self.access_key = env["AWS_ACCESS_KEY_ID"]
         today = time.strftime("%Y/%m/%d", time.gmtime())
         self.stream = f"{today}/[{function.version}]{uuid.uuid4().hex}"
         self.ready = False
@@ -48,7 +60,7 @@ class Worker:
             [
                 *(sys.executable, "-I", "-S", str(Path(__file__).with_name("worker.py"))),
                 *(str(theirs.fileno()), env["LAMBDA_TASK_ROOT"], str(packages), level),
-                env["AWS_ENDPOINT_URL"],  # ここから先は、ps と pkill で見分けるため
+                env["AWS_ENDPOINT_URL"],  # ここから先は、ps と pkill で識別するため
                 self.name,
             ],
             env=env,
@@ -57,16 +69,16 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # 端末の Ctrl-C はこのプロセスには届かない。終わらせるのは親だけ。
+            # ターミナルの Ctrl-C はこのプロセスには届かない。終了させるのは親プロセスだけ。
             start_new_session=True,
         )
         theirs.close()
 
     def run(self, event: str, request_id: str) -> str:
-        """一度の呼び出し。プロセスが死ねば EOFError か OSError、時間が尽きれば TimeoutError。"""
+        """プロセスが落ちれば EOFError か OSError、タイムアウトなら TimeoutError。"""
         if not self.ready:
             self._answer(INIT_SECONDS, request_id)
-        # 答えが来るまでの間に何が起きても、このプロセスは次の呼び出しに使われない。
+        # 結果が届かなければ、このプロセスは次の呼び出しに使わない。
         self.ready = False
         arn = f"arn:aws:lambda:{self.function.region}:{ACCOUNT}:function:{self.name}"
         timeout = float(self.function.timeout)
@@ -95,6 +107,9 @@ class Worker:
     def name(self) -> str:
         return f"{self.function.function_name}:{self.function.version}"
 
+    def fits(self, function: Function) -> bool:
+        return function is self.function and function.revision == self.revision
+
     def usable(self) -> bool:
         return self.ready and self.process.poll() is None
 
@@ -105,7 +120,7 @@ class Worker:
         return self.process.wait()
 
     def post_mortem(self, timed_out: bool, request_id: str) -> FunctionError:
-        """死んだ、または時間切れのプロセスについて、Lambda が返す形の誤り。"""
+        """異常終了またはタイムアウトしたプロセスについて、Lambda と同じ形式のエラーを返す。"""
         code = self.stop()
         if timed_out:
             kind = "Sandbox.Timedout"
@@ -120,28 +135,39 @@ class Worker:
 class Workers:
     def __init__(self, endpoint: str, report: Callable[[str], None]) -> None:
         self.endpoint, self.report = endpoint, report
-        self.principals: dict[str, tuple[str, str]] = {}
         self.idle: list[Worker] = []
         self.busy: set[Worker] = set()
         self.closed = False
         self.lock = threading.Lock()
         self.folder = tempfile.TemporaryDirectory(prefix="local-aws-", ignore_cleanup_errors=True)
         self.packages = Path(self.folder.name, "packages")
-        link_distribution("boto3", self.packages)
+        self.packages.mkdir()
+        for name in BOTO3:  # site-packages のほかのものは見せない
+            module = Path(str(importlib.import_module(name).__file__))
+            top = module.parent if module.stem == "__init__" else module
+            (self.packages / top.name).symlink_to(top)
 
     def close(self) -> None:
         with self.lock:
             self.closed = True
             for worker in self.idle:
                 worker.stop()
-            # 走っているもののソケットは、それを読んでいるスレッドが閉じる。
+            # 実行中のプロセスのソケットは、それを読んでいるスレッドが閉じる。
             for worker in self.busy:
                 worker.process.kill()
                 worker.process.wait()
         self.folder.cleanup()
 
+    def holder_of(self, access_key: str) -> Function | None:
+        """この認証情報を渡されたプロセスの関数。"""
+        with self.lock:
+            for worker in [*self.idle, *self.busy]:
+                if hmac.compare_digest(worker.access_key.encode(), access_key.encode()):
+                    return worker.function
+        return None
+
     def invoke(self, function: Function, event: str, execution: str) -> tuple[str, str]:
-        """ハンドラーを一度走らせ、返した JSON と呼び出しの ID を返す。"""
+        """ハンドラーを 1 回実行し、返された JSON と呼び出しの ID を返す。"""
         worker, request_id = self._take(function), str(uuid.uuid4())
         outcome = "失敗"
         try:
@@ -150,19 +176,19 @@ class Workers:
             return answer, request_id
         except (EOFError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
-            outcome = "時間切れ" if timed_out else "プロセスが落ちた"
+            outcome = "タイムアウト" if timed_out else "異常終了"
             raise worker.post_mortem(timed_out, request_id) from error
         finally:
             self._put(worker)
             if not self.closed:
-                self.report(f"{worker.name}  {execution}  {outcome}  pid={worker.process.pid}")
+                end = f"呼び出し終了（{outcome}）  pid={worker.process.pid}"
+                self.report(f"{worker.name}  {execution}  {end}")
 
     def _take(self, function: Function) -> Worker:
-        key = worker_key(function)
         with self.lock:
             if self.closed:
                 raise RuntimeError("local AWS is closed")
-            warm = [worker for worker in self.idle if worker.key == key and worker.usable()]
+            warm = [worker for worker in self.idle if worker.fits(function) and worker.usable()]
             if warm:
                 self.idle.remove(warm[-1])
             else:
@@ -182,11 +208,9 @@ class Workers:
 
     def _environment(self, function: Function) -> dict[str, str]:
         """Lambda が渡すものと、関数の環境変数だけ。親の環境は何も渡さない。"""
-        access_key = "ASIA" + uuid.uuid4().hex[:16].upper()
-        self.principals[access_key] = (function.role, function.function_name)
         return {
             **function.environment_vars,
-            "AWS_ACCESS_KEY_ID": access_key,
+            "AWS_ACCESS_KEY_ID": new_access_key(),
             "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_SESSION_TOKEN": "local",
             "AWS_REGION": function.region,
@@ -204,11 +228,14 @@ class Workers:
         }
 
     def _unzipped(self, function: Function) -> Path:
-        """moto は版ごとに zip を持つので、更新のあとも待っている注文は前のコードで続く。"""
+        """zip はバージョンごとにあるので、更新後も、待機中の注文は元のコードで再開する。"""
         folder = Path(self.folder.name, hashlib.sha256(function.code_bytes).hexdigest())
-        if not folder.exists():
+        if not folder.exists():  # ディスクが一杯で途中までになったものは、残さない
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
             with zipfile.ZipFile(io.BytesIO(function.code_bytes)) as archive:
-                archive.extractall(folder)
+                archive.extractall(part)
+            part.rename(folder)
         return folder
 
 
@@ -226,26 +253,12 @@ def write_log(function: Function, stream: str, event: dict[str, Any]) -> None:
         backend.put_log_events(group, stream, [event])
 
 
-def worker_key(function: Function) -> str:
-    settings = function.settings | {"version": str(function.version), "id": function.identity}
-    return json.dumps(settings, sort_keys=True)
+def new_access_key() -> str:
+    """アクセスキー ID の形をした、推測できない値。"""
+    return "AKIA" + base64.b32encode(secrets.token_bytes(10)).decode()
 
 
 def outcome_of(answer: str) -> str:
     result = json.loads(answer)
     status = result.get("Status") if isinstance(result, dict) else None
     return OUTCOMES.get(str(status), "完了")
-
-
-def link_distribution(name: str, folder: Path) -> None:
-    """配布物とその依存を、site-packages のほかのものなしで folder から見えるようにする。"""
-    folder.mkdir(exist_ok=True)
-    distribution = importlib.metadata.distribution(name)
-    for file in distribution.files or []:
-        top = file.parts[0]
-        if top not in ("..", "__pycache__") and not (folder / top).exists():
-            (folder / top).symlink_to(Path(str(distribution.locate_file(top))).absolute())
-    for requirement in distribution.requires or []:
-        needed = re.match(r"[\w.-]+", requirement)
-        if needed and "extra ==" not in requirement:
-            link_distribution(needed.group(), folder)

@@ -1,5 +1,6 @@
-"""手元の AWS のワーカープロセスを SIGKILL で殺しても、test_crashes.py と同じに終わること。"""
+"""ローカル AWS のワーカーを SIGKILL で強制終了しても、test_crashes.py と同じ結果になること。"""
 
+import json
 import os
 import random
 import signal
@@ -10,26 +11,27 @@ from typing import Any
 import pytest
 from werkzeug.wrappers import Response
 
-from tests.conftest import order_of
-from tests.local_aws.calls import Call
+from tests.local_aws.executions import Params
+from tests.local_aws.functions import Function
 from tests.local_aws.gateway import LocalAws
-from tests.shop import Shop
+from tests.support.flows import order_of
+from tests.support.order_system import OrderSystem
 
 
 class DeadlyAws(LocalAws):
-    """決められたチェックポイントの呼び出しの前か後に、呼んだプロセスを殺す。"""
+    """指定したチェックポイント API の呼び出しの前か後に、呼び出したプロセスを強制終了する。"""
 
     calls = 0
     kills = 0
     death: tuple[str, int] | None = None
 
-    def durable(self, call: Call) -> Response:
-        if call.operation != "CheckpointDurableExecution":
-            return super().durable(call)
+    def durable(self, operation: str, params: Params, caller: Function | None) -> Response:
+        if operation != "CheckpointDurableExecution":
+            return super().durable(operation, params, caller)
         self.calls += 1
         number = self.calls
         self.strike("before", number)
-        response = super().durable(call)
+        response = super().durable(operation, params, caller)
         self.strike("after", number)
         return response
 
@@ -44,25 +46,24 @@ class DeadlyAws(LocalAws):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[DeadlyAws]:
-    server = DeadlyAws(skip_time=True)
-    with server:
+    with DeadlyAws(speed=20) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def shop(server: DeadlyAws, tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return Shop(server, tmp_path_factory.mktemp("outside"))
+def system(server: DeadlyAws, tmp_path_factory: pytest.TempPathFactory) -> OrderSystem:
+    return OrderSystem(server, tmp_path_factory.mktemp("outside"))
 
 
-def completed(shop: Shop, order_id: str) -> None:
-    """注文が一度だけ請求され、一度だけ知らされて、COMPLETED で終わることを確かめる。"""
-    result = shop.run(order_of() | {"order_id": order_id})
+def completed(system: OrderSystem, order_id: str) -> None:
+    """注文が 1 回だけ請求され、1 回だけ通知されて、COMPLETED で終わることを確認する。"""
+    result = system.result(system.order(order_of() | {"order_id": order_id}))
 
     assert result.pop("payment_id").startswith("pay-")
     assert result == {"order_id": order_id, "status": "COMPLETED", "total": 2000}
-    charged = {key: amount for key, amount in shop.done("charge").items() if order_id in key}
+    charged = {key: amount for key, amount in system.recorded("charge").items() if order_id in key}
     assert charged == {f"{order_id}-payment": 2000}
-    notices = {key: notice["status"] for key, notice in shop.done("notice").items()}
+    notices = {key: notice["status"] for key, notice in system.recorded("notice").items()}
     assert notices[f"{order_id}-COMPLETED"] == "COMPLETED"
     assert len([key for key in notices if order_id in key]) == 1
 
@@ -70,25 +71,25 @@ def completed(shop: Shop, order_id: str) -> None:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("call", range(1, 7))
 def test_sigkill_around_each_checkpoint_changes_nothing(
-    server: DeadlyAws, shop: Shop, when: str, call: int
+    server: DeadlyAws, system: OrderSystem, when: str, call: int
 ) -> None:
     server.calls, server.kills, server.death = 0, 0, (when, call)
-    completed(shop, f"order-{when}-{call}")
+    completed(system, f"order-{when}-{call}")
     assert server.kills == 1
 
 
 @pytest.mark.parametrize(("kind", "times"), [("charge", 3), ("notice", 2)])
 def test_sigkill_between_an_effect_and_its_checkpoint_is_recognised_by_its_key(
-    server: DeadlyAws, shop: Shop, kind: str, times: int
+    server: DeadlyAws, system: OrderSystem, kind: str, times: int
 ) -> None:
     server.death = None
-    (shop.outside / f"{kind}-after-kills").touch()
-    completed(shop, f"order-{kind}")
-    assert [f"order-{kind}" in key for key in shop.asked(kind)].count(True) == times
+    (system.outside / f"{kind}-after-kills").touch()
+    completed(system, f"order-{kind}")
+    assert [f"order-{kind}" in key for key in system.requested(kind)].count(True) == times
 
 
 def test_two_hundred_orders_with_approvals_in_random_order_are_not_mixed_up(
-    server: DeadlyAws, shop: Shop
+    server: DeadlyAws, system: OrderSystem
 ) -> None:
     server.death = None
     randomly = random.Random(20261123)
@@ -99,26 +100,29 @@ def test_two_hundred_orders_with_approvals_in_random_order_are_not_mixed_up(
         order = order_of(price=price, quantity=1, simulate=timeouts)
         orders[f"order-{number:03}"] = order | {"order_id": f"order-{number:03}"}
     with ThreadPoolExecutor(20) as pool:
-        arns = dict(zip(orders, pool.map(shop.start, orders.values()), strict=True))
+        arns = dict(zip(orders, pool.map(system.order, orders.values()), strict=True))
     assert len(set(arns.values())) == 200
 
     asked = [name for name, order in orders.items() if order["items"][0]["price"] >= 100_000]
     randomly.shuffle(asked)
     approved = {name: randomly.random() < 0.5 for name in asked}
     for name in asked:
-        shop.answer(arns[name], {"approved": approved[name], "approver": f"for-{name}"})
+        answer = {"approved": approved[name], "approver": f"for-{name}"}
+        system.send(system.callback(arns[name]), json.dumps(answer))
 
     for name, order in orders.items():
-        result = shop.ended(arns[name])
+        result = system.result(arns[name])
         total = order["items"][0]["price"]
         status = "COMPLETED" if approved.get(name, True) else "REJECTED"
         assert (result["order_id"], result["status"], result["total"]) == (name, status, total)
         assert result.get("approver") == (f"for-{name}" if name in approved else None)
-    charged = {k: v for k, v in shop.done("charge").items() if k.removesuffix("-payment") in orders}
+    charged = {
+        k: v for k, v in system.recorded("charge").items() if k.removesuffix("-payment") in orders
+    }
     assert charged == {
         f"{name}-payment": order["items"][0]["price"]
         for name, order in orders.items()
         if approved.get(name, True)
     }
-    notices = [key for key in shop.done("notice") if key.rsplit("-", 1)[0] in orders]
+    notices = [key for key in system.recorded("notice") if key.rsplit("-", 1)[0] in orders]
     assert len(notices) == 200

@@ -1,0 +1,134 @@
+"""ローカル AWS のアカウント: boto3 のクライアントと、よく使う手順。"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+REGION = "ap-northeast-1"
+BASIC = "arn:aws:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole"
+DURABLE_ACTIONS = ["lambda:CheckpointDurableExecution", "lambda:GetDurableExecutionState"]
+PATIENCE = 60  # 秒
+
+
+def trust(service: str = "lambda.amazonaws.com") -> str:
+    return policy(Principal={"Service": service}, Action="sts:AssumeRole")
+
+
+def policy(effect: str = "Allow", **elements: Any) -> str:
+    statement = {"Effect": effect, **elements}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+def eventually(look: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """look が真になるのを待ち、その値を返す。"""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"{seconds} 秒待っても起きない"
+        time.sleep(0.02)
+    return found
+
+
+def refused(code: str, call: Callable[..., Any], **parameters: Any) -> str:
+    """call が code で拒否されることを確認し、メッセージを返す。"""
+    with pytest.raises(ClientError) as caught:
+        call(**parameters)
+    assert caught.value.response["Error"]["Code"] == code
+    return str(caught.value.response["Error"]["Message"])
+
+
+class Account:
+    def __init__(self, endpoint: str, access_key: str, region: str = REGION) -> None:
+        def client(service: str) -> Any:
+            return boto3.client(
+                service,
+                endpoint_url=endpoint,
+                region_name=region,
+                aws_access_key_id=access_key,
+                aws_secret_access_key="test",
+                config=Config(retries={"max_attempts": 0}, max_pool_connections=100),
+            )
+
+        self.endpoint, self.access_key = endpoint, access_key
+        self.iam, self.sts = client("iam"), client("sts")
+        self.functions, self.logs = client("lambda"), client("logs")
+
+    def role(self, durable_on: str | None = "arn:aws:lambda:*:*:function:*", **options: Any) -> str:
+        name = f"role-{uuid.uuid4().hex[:8]}"
+        options = {"AssumeRolePolicyDocument": trust(), **options}
+        created = self.iam.create_role(RoleName=name, **options)
+        self.iam.attach_role_policy(RoleName=name, PolicyArn=BASIC)
+        arn = str(created["Role"]["Arn"])
+        if durable_on:
+            self.allow(arn, policy(Action=DURABLE_ACTIONS, Resource=durable_on))
+        return arn
+
+    def allow(self, role: str, document: str, name: str = "durable") -> None:
+        self.iam.put_role_policy(
+            RoleName=role.rpartition("/")[2], PolicyName=name, PolicyDocument=document
+        )
+
+    def create(self, code: bytes, role: str | None = None, **changes: Any) -> str:
+        """関数を作成し、バージョン 1 を発行する。None を渡した設定は省く。"""
+        settings = {
+            "FunctionName": f"f-{uuid.uuid4().hex[:8]}",
+            "Runtime": "python3.13",
+            "Role": role or self.role(),
+            "Handler": "app.handler",
+            "Code": {"ZipFile": code},
+            "Timeout": 30,
+            "LoggingConfig": {"LogFormat": "JSON"},
+            "DurableConfig": {"ExecutionTimeout": 864_000, "RetentionPeriodInDays": 3},
+            **changes,
+        }
+        settings = {key: value for key, value in settings.items() if value is not None}
+        self.functions.create_function(**settings)
+        self.functions.publish_version(FunctionName=settings["FunctionName"])
+        return str(settings["FunctionName"])
+
+    def start(self, function: str, payload: Any = None, **changes: Any) -> str:
+        """非同期で呼び出し、実行の ARN を返す。"""
+        parameters = {"Qualifier": "1", "InvocationType": "Event", **changes}
+        answer = self.functions.invoke(
+            FunctionName=function, Payload=json.dumps(payload or {}), **parameters
+        )
+        assert answer["StatusCode"] == 202
+        return str(answer["DurableExecutionArn"])
+
+    def describe(self, arn: str) -> Any:
+        return self.functions.get_durable_execution(DurableExecutionArn=arn)
+
+    def ended(self, arn: str) -> Any:
+        """実行が終わるのを待つ。"""
+        return eventually(lambda: (e := self.describe(arn))["Status"] != "RUNNING" and e)
+
+    def result(self, arn: str) -> Any:
+        execution = self.ended(arn)
+        assert execution["Status"] == "SUCCEEDED", execution
+        return json.loads(execution["Result"])
+
+    def history(self, arn: str) -> Any:
+        get = self.functions.get_durable_execution_history
+        return get(DurableExecutionArn=arn, IncludeExecutionData=True)["Events"]
+
+    def callback(self, arn: str) -> str:
+        """実行がコールバックを待つまで待ち、その ID を返す。"""
+
+        def find() -> Any:
+            started = [e for e in self.history(arn) if e["EventType"] == "CallbackStarted"]
+            return started and started[0]["CallbackStartedDetails"]["CallbackId"]
+
+        return str(eventually(find))
+
+    def send(self, callback: str, result: str | bytes) -> None:
+        self.functions.send_durable_execution_callback_success(CallbackId=callback, Result=result)
+
+    def messages(self, function: str) -> list[str]:
+        found = self.logs.filter_log_events(logGroupName=f"/aws/lambda/{function}")
+        return [event["message"] for event in found["events"]]
