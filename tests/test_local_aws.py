@@ -230,7 +230,6 @@ def test_what_the_demo_does_not_use_is_refused_in_a_sentence(account: Account, c
     arn = account.start(name, {"id": "beyond"})
     one: dict[str, Any] = {"FunctionName": name, "Qualifier": "1"}
     nothing_durable = account.create(code, DurableConfig=None)
-    text = account.create(code, LoggingConfig={"LogFormat": "Text"})
     asked: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         (f.pause_durable_execution, {"DurableExecutionArn": arn}),
         (f.resume_durable_execution, {"DurableExecutionArn": arn}),
@@ -238,7 +237,6 @@ def test_what_the_demo_does_not_use_is_refused_in_a_sentence(account: Account, c
         (f.invoke, {**one, "InvocationType": "DryRun"}),
         (f.invoke, {**one, "LogType": "Tail"}),
         (f.invoke, {"FunctionName": nothing_durable}),
-        (f.invoke, {"FunctionName": text, "Qualifier": "1"}),
         (f.create_alias, {"FunctionName": name, "FunctionVersion": "1", "Name": "live"}),
         (account.iam.list_users, {}),
         (account.logs.create_log_group, {"logGroupName": "x"}),

@@ -61,7 +61,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrderSystem]:
     with LocalAws(speed=20) as server:
         # 履歴が 5 MB を超えると続きは GetDurableExecutionState で読まれる。ランナーにはその上限を
         # 後から変える公開 API がないので、ここでだけ小さくし、短い履歴でも続きを読ませる。
-        server.executions.invoker._max_page_bytes = 1
+        server.executions._max_page_bytes = 1
         yield OrderSystem(server, tmp_path_factory.mktemp("outside"), *FUNCTIONS)
 
 

@@ -1,7 +1,6 @@
 """`python -m tests.local_aws`: 貼り付ける export を表示し、注文の経過を 1 行ずつ表示する。"""
 
 import argparse
-import errno
 import io
 import logging
 import os
@@ -46,31 +45,26 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def report(line: str) -> None:
+    show(f"{time.strftime('%H:%M:%S')}  {line}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # 表示できない文字は ? になる
-    parser = Parser(
-        prog="python -m tests.local_aws",
-        description="ローカル AWS（IAM、STS、Lambda、CloudWatch Logs）",
-    )
+    parser = Parser(prog="python -m tests.local_aws", description="ローカル AWS")
+    parser.add_argument("--port", type=int, default=4566, help="ポート番号（0 なら空きポート）")
     parser.add_argument(
-        "--port", type=int, default=4566, help="ポート番号（0 なら空きポートを自動で選ぶ）"
-    )
-    parser.add_argument(
-        "--speed", type=float, default=1, help="待機、再試行、タイムアウトの時計を何倍で進めるか"
+        "--speed", type=float, default=1, help="待機やタイムアウトの時計を進める倍率"
     )
     options = parser.parse_args(arguments)
     if not 0 < options.speed <= 10_000:
         parser.error("--speed は 0 より大きく 10000 以下")
     try:
-        aws = LocalAws(
-            options.port, options.speed, lambda line: show(f"{time.strftime('%H:%M:%S')}  {line}")
-        )
+        aws = LocalAws(options.port, options.speed, report)
     except (OSError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.EADDRINUSE, errno.EACCES):
-            raise
-        why = "使用中か、使用できない番号です。--port で別の番号を指定してください。"
-        sys.exit(f"ポート {options.port} は{why}")
+        cure = "--port で別の番号を指定してください。"
+        sys.exit(f"ポート {options.port} は使用できません（{error}）。{cure}")
     # ターミナルには注文の経過だけを表示する。
     for name in ("moto", "aws_durable_execution_sdk_python_testing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

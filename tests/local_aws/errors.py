@@ -3,6 +3,8 @@
 import json
 from xml.sax.saxutils import escape
 
+from aws_durable_execution_sdk_python_testing.exceptions import AwsApiException
+from moto.core.exceptions import JsonRESTError
 from werkzeug.wrappers import Response
 
 
@@ -11,21 +13,6 @@ class AwsError(Exception):
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
 
-    def response(self, as_xml: bool) -> Response:
-        """IAM と STS には XML、Lambda と CloudWatch Logs には JSON。"""
-        if as_xml:
-            error = f"<Code>{self.code}</Code><Message>{escape(self.message)}</Message>"
-            xml = f"<ErrorResponse><Error>{error}</Error></ErrorResponse>"
-            return Response(xml, self.status, content_type="text/xml")
-        body = {"__type": self.code, "message": self.message, "Message": self.message}
-        headers = {"x-amzn-ErrorType": self.code}
-        return Response(json.dumps(body), self.status, headers, content_type="application/json")
-
-
-class InvalidError(AwsError):
-    def __init__(self, message: str) -> None:
-        super().__init__(400, "InvalidParameterValueException", message)
-
 
 class BeyondError(AwsError):
     """この演習では対応していない操作。"""
@@ -33,3 +20,29 @@ class BeyondError(AwsError):
     def __init__(self, what: str) -> None:
         message = f"ローカル AWS は {what} に対応していません。"
         super().__init__(501, "NotImplementedException", message)
+
+
+def as_aws_error(error: Exception) -> AwsError:
+    """HTML のページや traceback を返さない。"""
+    match error:
+        case AwsError():
+            return error
+        case AwsApiException():  # 公式ランナー
+            code = str(error.to_dict().get("Type"))
+            return AwsError(error.http_status_code, code, str(error))
+        case JsonRESTError():  # moto
+            return AwsError(error.code, error.error_type, error.message)
+        case ValueError():
+            return AwsError(400, "InvalidParameterValueException", str(error))
+    return AwsError(500, "ServiceException", repr(error))
+
+
+def response(error: AwsError, as_xml: bool) -> Response:
+    """IAM と STS には XML、Lambda と CloudWatch Logs には JSON。"""
+    if as_xml:
+        text = f"<Code>{error.code}</Code><Message>{escape(error.message)}</Message>"
+        xml = f"<ErrorResponse><Error>{text}</Error></ErrorResponse>"
+        return Response(xml, error.status, content_type="text/xml")
+    body = json.dumps({"__type": error.code, "message": error.message, "Message": error.message})
+    headers = {"x-amzn-ErrorType": error.code}
+    return Response(body, error.status, headers, content_type="application/json")

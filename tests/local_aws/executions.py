@@ -17,7 +17,6 @@ from aws_durable_execution_sdk_python_testing.exceptions import AwsApiException
 from aws_durable_execution_sdk_python_testing.execution import Execution
 from aws_durable_execution_sdk_python_testing.invoker import InvokeResponse, LambdaInvoker
 from aws_durable_execution_sdk_python_testing.stores.memory import InMemoryExecutionStore
-from aws_durable_execution_sdk_python_testing.threads import DaemonThreadPool
 from aws_durable_execution_sdk_python_testing.token import CallbackToken
 from aws_durable_execution_sdk_python_testing.worker.registry import ExecutionRegistry
 
@@ -29,7 +28,6 @@ from .functions import Function, find_function, named
 from .history import FailedInvocation, as_aws_writes
 from .workers import FunctionError, Workers
 
-AT_ONCE = 12
 EVERYTHING = 2**31
 Params = dict[str, Any]  # Region は、署名のリージョン
 
@@ -58,52 +56,24 @@ class Store(InMemoryExecutionStore):
     update = save
 
 
-class ProcessInvoker(LambdaInvoker):
-    """ランナーからハンドラーを呼び出す部分。HTTP を介さず、ワーカープロセスに直接渡す。"""
+class Executions(LambdaInvoker):
+    """ランナーと、ランナーからハンドラーを呼び出す部分（invoke）。"""
 
-    def __init__(self, store: Store, workers: Workers, clock: FastClock) -> None:
-        super().__init__(lambda_client=None)
-        self.store, self.workers, self.clock = store, workers, clock
-
-    def invoke(
-        self, function_name: str, input: DurableExecutionInvocationInput, *_: Any, **__: Any
-    ) -> InvokeResponse:
-        execution = self.store.load(input.durable_execution_arn)
-        name, event = execution.start_input.execution_name, json.dumps(input.to_json_dict())
-        began = self.clock.now()
-        try:
-            answer, request_id = self.workers.invoke(function_of(execution), event, name)
-        except FunctionError as error:
-            # ランナーは、結果を返さなかった呼び出しを記録しない。
-            failure = {"ErrorType": error.kind, "ErrorMessage": str(error)}
-            execution.invocation_completions.append(
-                FailedInvocation(began, self.clock.now(), error.request_id, failure)
-            )
-            # ランナーは例外のクラス名を ErrorType にする。組み込みならモジュール名は付かない。
-            raise type(error.kind, (Exception,), {"__module__": "builtins"})(str(error)) from error
-        return InvokeResponse.from_payload(answer.encode(), request_id)
-
-
-class Executions:
     def __init__(self, workers: Workers, clock: FastClock, report: Callable[[str], None]) -> None:
-        self.workers, self.store = workers, Store(report)
+        super().__init__(lambda_client=None)
+        self.workers, self.clock, self.store = workers, clock, Store(report)
         self.scheduler = FastScheduler(clock.speed)
         self.registry = ExecutionRegistry(self.store, self.scheduler)
-        self.invoker = ProcessInvoker(self.store, workers, clock)
         self.executor = ReliableExecutor(
             store=self.store,
             scheduler=self.scheduler,
-            invoker=self.invoker,
+            invoker=self,
             checkpoint_processor=CheckpointProcessor(self.store, self.scheduler, clock=clock),
             # 関数の Timeout はワーカー側で適用する。ここは順番待ちの時間も含むので長めにする。
             invocation_timeout_seconds=86_400,
             registry=self.registry,
             clock=clock,
         )
-        # ランナーの同時呼び出し数は CPU 数 + 4 件までで、増やす公開 API がない。呼び出しの終わりの
-        # 0.1 秒は待つだけなので、ここでだけ増やす。workers.py の WARM_LIMIT と合わせること。
-        self.executor._invocation_pool = DaemonThreadPool(max_workers=AT_ONCE)
-        self.names: dict[tuple[str, str], Execution] = {}
         self.lock = threading.Lock()
         self.scheduler.start()  # type: ignore[no-untyped-call]
 
@@ -112,6 +82,26 @@ class Executions:
         self.workers.close()
         self.registry.shutdown()
         self.scheduler.stop()  # type: ignore[no-untyped-call]
+
+    def invoke(
+        self, function_name: str, input: DurableExecutionInvocationInput, *_: Any, **__: Any
+    ) -> InvokeResponse:
+        """HTTP を介さず、ワーカープロセスに直接渡す。"""
+        execution = self.store.load(input.durable_execution_arn)
+        name, event = execution.start_input.execution_name, json.dumps(input.to_json_dict())
+        began = self.clock.now()
+        try:
+            answer, request_id = self.workers.invoke(function_of(execution), event, name)
+        except FunctionError as error:
+            # ランナーは、結果を返さなかった呼び出しを記録しない。
+            kind, message, request_id = error.args
+            failure = {"ErrorType": kind, "ErrorMessage": message}
+            execution.invocation_completions.append(
+                FailedInvocation(began, self.clock.now(), request_id, failure)
+            )
+            # ランナーは例外のクラス名を ErrorType にする。組み込みならモジュール名は付かない。
+            raise type(kind, (Exception,), {"__module__": "builtins"})(message) from error
+        return InvokeResponse.from_payload(answer.encode(), request_id)
 
     def start(self, function: Function, name: str, payload: str) -> Execution:
         """実行名と入力が同じなら既存の実行を返す。実行名が同じで入力が違えば拒否する。"""
@@ -126,12 +116,13 @@ class Executions:
             trace_fields={"function": function},
             input=payload,
         )
-        key = (function.identity, name)
         with self.lock:
-            if key not in self.names:
-                arn = self.executor.start_execution(asked).execution_arn
-                self.names[key] = self.store.load(str(arn))
-            execution = self.names[key]
+            for execution in self.store.list_all():
+                same = function_of(execution).identity == function.identity
+                if same and execution.start_input.execution_name == name:
+                    break
+            else:
+                return self.store.load(str(self.executor.start_execution(asked).execution_arn))
         if execution.start_input.input != payload:
             message = f"A durable execution named {name} was already started with another payload"
             raise AwsError(409, "DurableExecutionAlreadyStartedException", message)
@@ -153,30 +144,20 @@ class Executions:
         arn = params["DurableExecutionArn"]
         events = self.executor.get_execution_history(arn, True, max_items=EVERYTHING).events
         written = as_aws_writes(events, self.store.load(arn))
-        if params.get("ReverseOrder"):
-            written.reverse()
-        begin = after(params, [str(event["EventId"]) for event in written])
-        return page("Events", written[begin:], "EventId", params)
+        return page("Events", "EventId", written, params)
 
     def list(self, params: Params) -> dict[str, Any]:
         """ランナーの一覧はバージョンや複数の Status で絞り込めないので、ここで行う。"""
         name, version = named(params)
         function = find_function(params["Region"], name, version)
-        every = self.store.list_all()  # 開始順
-        if not params.get("ReverseOrder"):
-            every.reverse()
-        found = []
-        for execution in every[after(params, [e.durable_execution_arn for e in every]) :]:
-            start, state = execution.start_input, status(execution)
-            if (
-                function_of(execution).identity == function.identity
-                and version in (None, start.function_qualifier)
-                and params.get("DurableExecutionName") in (None, start.execution_name)
-                and state in (params.get("Statuses") or [state])
-            ):
-                summary = model.Execution.from_execution(execution, state, function.region)
-                found.append(summary.to_dict())
-        return page("DurableExecutions", found, "DurableExecutionArn", params)
+        found = [
+            model.Execution.from_execution(execution, status(execution), function.region).to_dict()
+            for execution in reversed(self.store.list_all())  # 新しい順
+            if function_of(execution).identity == function.identity
+            and version in (None, execution.start_input.function_qualifier)
+            and params.get("DurableExecutionName") in (None, execution.start_input.execution_name)
+        ]
+        return page("DurableExecutions", "DurableExecutionArn", found, params)
 
     def stop(self, params: Params) -> dict[str, Any]:
         error = ErrorObject.from_dict(params["Error"]) if "Error" in params else None
@@ -230,13 +211,14 @@ OPERATIONS: dict[str, Callable[[Executions, Params], dict[str, Any]]] = {
 }
 
 
-def after(params: Params, names: list[str]) -> int:
+def page(key: str, name: str, items: list[Any], params: Params) -> dict[str, Any]:
     """Marker は最後に返した項目を指すので、間に実行が始まっても終わっても、抜けも重複もない。"""
-    marker = params.get("Marker")
-    return names.index(marker) + 1 if marker else 0
-
-
-def page(key: str, items: list[Any], name: str, params: Params) -> dict[str, Any]:
+    if params.get("ReverseOrder"):
+        items = items[::-1]
+    if marker := params.get("Marker"):
+        items = items[[str(item[name]) for item in items].index(marker) + 1 :]
+    if statuses := params.get("Statuses"):
+        items = [item for item in items if item["Status"] in statuses]
     size = params.get("MaxItems") or 100
     following = {"NextMarker": str(items[size - 1][name])} if len(items) > size else {}
     return {key: items[:size], **following}

@@ -12,13 +12,10 @@ import zipfile
 from typing import Any
 
 import moto.awslambda.models
-from moto.awslambda.exceptions import CrossAccountNotAllowed
-from moto.awslambda.exceptions import InvalidParameterValueException as InvalidInMoto
 from moto.awslambda.models import LambdaFunction, lambda_backends
-from moto.core.exceptions import JsonRESTError
 
 from . import ACCOUNT, iam
-from .errors import AwsError, InvalidError
+from .errors import AwsError
 
 LAMBDA = lambda_backends[ACCOUNT]
 JSON_LOGS = {"LogFormat": "JSON", "ApplicationLogLevel": "INFO", "SystemLogLevel": "INFO"}
@@ -54,7 +51,7 @@ class Function(LambdaFunction):
             _check_role(config_updates["Role"])
         if "DurableConfig" in config_updates:
             if self.durable_config is None:
-                raise InvalidInMoto("DurableConfig can only be set when the function is created.")
+                raise ValueError("DurableConfig can only be set when the function is created.")
             self.durable_config = _durable_config(self.durable_config, config_updates)
         self.logging_config = self.logging_config | config_updates.get("LoggingConfig", {})
         return super().update_configuration(config_updates)
@@ -94,7 +91,7 @@ def named(params: dict[str, Any]) -> tuple[str, str | None]:
     qualifier = params.get("Qualifier")
     if written and qualifier and written != qualifier:
         message = "The derived qualifier from the function name does not match the"
-        raise InvalidError(f"{message} specified qualifier.")
+        raise ValueError(f"{message} specified qualifier.")
     return name, written or qualifier
 
 
@@ -106,10 +103,7 @@ def check_arn(params: dict[str, Any], key: str) -> None:
 
 
 def find_function(region: str, name: str, qualifier: str | None = None) -> Function:
-    try:
-        found = LAMBDA[region].get_function(name, qualifier)
-    except JsonRESTError as error:
-        raise AwsError(error.code, error.error_type, error.message) from error
+    found = LAMBDA[region].get_function(name, qualifier)
     assert isinstance(found, Function)
     return found
 
@@ -122,25 +116,25 @@ def check_for_moto(operation: str, params: dict[str, Any]) -> None:
     if operation == "ListVersionsByFunction":
         find_function(params["Region"], name)
     elif operation == "DeleteFunction" and qualifier == "$LATEST":
-        raise InvalidError("$LATEST version cannot be deleted without deleting the function.")
+        raise ValueError("$LATEST version cannot be deleted without deleting the function.")
     elif operation == "PublishVersion":
         current = find_function(params["Region"], name).code_sha_256
         if (expected := params.get("CodeSha256", current)) != current:
             message = f"CodeSHA256 ({expected}) is different from current CodeSHA256 in $LATEST"
-            raise InvalidError(f"{message} ({current}).")
+            raise ValueError(f"{message} ({current}).")
 
 
 def _check_role(arn: str) -> None:
     if arn.split(":")[4:5] not in ([], [ACCOUNT]):
-        raise CrossAccountNotAllowed()
+        raise AwsError(403, "AccessDeniedException", "Cross-account pass role is not allowed.")
     role = iam.find_role(arn)
     if role is None or not iam.trusts_lambda(role):
-        raise InvalidInMoto("The role defined for the function cannot be assumed by Lambda.")
+        raise ValueError("The role defined for the function cannot be assumed by Lambda.")
 
 
 def _check_code(code: dict[str, Any]) -> None:
     if not zipfile.is_zipfile(io.BytesIO(base64.b64decode(code.get("ZipFile", "")))):
-        raise InvalidInMoto(
+        raise ValueError(
             "Could not unzip uploaded file. The local AWS reads code from ZipFile only."
         )
 
@@ -148,7 +142,7 @@ def _check_code(code: dict[str, Any]) -> None:
 def _durable_config(current: dict[str, int], spec: dict[str, Any]) -> dict[str, int]:
     config: dict[str, int] = current | spec["DurableConfig"]
     if "ExecutionTimeout" not in config:
-        raise InvalidInMoto(
+        raise ValueError(
             "You cannot create a function with a durable configuration without an executionTimeout"
         )
     return config

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
-from aws_durable_execution_sdk_python_testing.exceptions import AwsApiException
 from moto.core.request import Request
 from moto.moto_server.werkzeug_app import create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -20,8 +19,8 @@ from tests.support.runner import FastClock
 
 from . import iam
 from .calls import SERVED, read_call
-from .errors import AwsError, BeyondError, InvalidError
-from .executions import OPERATIONS, Executions, Params, status
+from .errors import AwsError, BeyondError, as_aws_error, response
+from .executions import OPERATIONS, Executions, Params
 from .functions import LAMBDA, Function, check_arn, check_for_moto, find_function, named
 from .workers import Workers, new_access_key
 
@@ -72,13 +71,13 @@ class LocalAws:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = Request(environ)
         try:
-            response = self.respond(request)
-        except AwsError as error:
+            answer = self.respond(request)
+        except Exception as error:  # noqa: BLE001
             # 本文を読まずに見分ける。フォームを送るのは IAM と STS だけ。
             form = "x-www-form-urlencoded" in request.headers.get("Content-Type", "")
-            response = error.response(as_xml=form)
-        response.headers["x-amzn-RequestId"] = str(uuid.uuid4())
-        return response(environ, start_response)
+            answer = response(as_aws_error(error), as_xml=form)
+        answer.headers["x-amzn-RequestId"] = str(uuid.uuid4())
+        return answer(environ, start_response)
 
     def respond(self, request: Request) -> Response:
         """Web ページとキーを知らない人からのリクエストは、本文を読まずに拒否する。
@@ -91,25 +90,15 @@ class LocalAws:
         service, region, caller = self.identify(request)
         if "Transfer-Encoding" in request.headers:  # werkzeug は、終わりのない本文を読み続ける
             raise AwsError(411, "MissingContentLength", "Content-Length が必要です。")
-        try:
-            operation, params = read_call(service, region, request)
-            if operation == "Invoke":
-                return self.invoke(params)
-            if operation in OPERATIONS:
-                return self.durable(operation, params, caller)
-            with self.lock:
-                check_for_moto(operation, params)
-                body = {"wsgi.input": io.BytesIO(request.get_data())}
-                return Response.from_app(self.moto[service], request.environ | body)
-        except AwsError:
-            raise
-        except AwsApiException as error:
-            code = str(error.to_dict().get("Type"))
-            raise AwsError(error.http_status_code, code, str(error)) from error
-        except ValueError as error:
-            raise InvalidError(str(error)) from error
-        except Exception as error:  # HTML のページや traceback を返さない
-            raise AwsError(500, "ServiceException", repr(error)) from error
+        operation, params = read_call(service, region, request)
+        if operation == "Invoke":
+            return self.invoke(params)
+        if operation in OPERATIONS:
+            return self.durable(operation, params, caller)
+        with self.lock:
+            check_for_moto(operation, params)
+            body = {"wsgi.input": io.BytesIO(request.get_data())}
+            return Response.from_app(self.moto[service], request.environ | body)
 
     def identify(self, request: Request) -> tuple[str, str, Function | None]:
         """サービス、リージョン、実行ロールで呼び出した関数（参加者なら None）。"""
@@ -138,16 +127,19 @@ class LocalAws:
             raise BeyondError(", ".join(beyond))
         if not function.durable_config:
             raise BeyondError("DurableConfig のない関数")
-        if function.logging_config["LogFormat"] != "JSON":
-            raise BeyondError("JSON でないログ")
         if qualifier is None:
-            raise InvalidError("You cannot invoke a durable function using an unqualified ARN")
+            raise ValueError("You cannot invoke a durable function using an unqualified ARN")
         if kind != "Event" and function.durable_config["ExecutionTimeout"] > SYNC_SECONDS:
             message = "You cannot synchronously invoke a durable function with an executionTimeout"
-            raise InvalidError(f"{message} greater than 15 minutes.")
+            raise ValueError(f"{message} greater than 15 minutes.")
         execution_name = params.get("DurableExecutionName", str(uuid.uuid4()))
-        payload = parse_payload(params.get("Payload", b"{}"))
-        execution = self.executions.start(function, execution_name, payload)
+        payload = params.get("Payload", b"{}")
+        try:
+            json.loads(payload, parse_constant=int)  # NaN を拒否する
+        except (ValueError, RecursionError) as error:
+            message = f"Could not parse request body into json: {error}"
+            raise AwsError(400, "InvalidRequestContentException", message) from error
+        execution = self.executions.start(function, execution_name, payload.decode())
         headers = {
             "X-Amz-Durable-Execution-Arn": execution.durable_execution_arn,
             # 同名の実行を返すときは、その実行の開始時のバージョンを返す。
@@ -156,13 +148,13 @@ class LocalAws:
         if kind == "Event":
             return Response(status=202, headers=headers)
         self.executions.executor.wait_until_complete(execution.durable_execution_arn)
-        if status(execution) == "SUCCEEDED" and execution.result:
-            answer = execution.result.result or "null"
-        else:
+        result = execution.result
+        assert result
+        answer = result.result or "null"
+        if result.error:
             headers["X-Amz-Function-Error"] = "Unhandled"
-            error = execution.result and execution.result.error
-            failure = (error.type, error.message) if error else (status(execution), None)
-            answer = json.dumps(dict(zip(("errorType", "errorMessage"), failure, strict=True)))
+            failure = {"errorType": result.error.type, "errorMessage": result.error.message}
+            answer = json.dumps(failure)
         return Response(answer, headers=headers, content_type="application/json")
 
     def durable(self, operation: str, params: Params, caller: Function | None) -> Response:
@@ -175,12 +167,3 @@ class LocalAws:
         answer = OPERATIONS[operation](self.executions, params)
         text = json.dumps(answer, default=lambda moment: moment.timestamp())
         return Response(text, content_type="application/json")
-
-
-def parse_payload(body: bytes) -> str:
-    try:
-        json.loads(body, parse_constant=int)  # NaN を拒否する
-        return body.decode()
-    except (ValueError, RecursionError) as error:
-        message = f"Could not parse request body into json: {error}"
-        raise AwsError(400, "InvalidRequestContentException", message) from error

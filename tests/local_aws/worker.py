@@ -41,39 +41,32 @@ class Channel(io.RawIOBase):
         with self.lock:
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def log(self, text: str) -> None:
-        self.send(log={"timestamp": int(time.time() * 1000), "message": text})
-
     def writable(self) -> bool:
         return True
 
     def write(self, printed: Any) -> int:
-        self.log(bytes(printed).decode(errors="replace").removesuffix("\n"))
+        text = bytes(printed).decode(errors="replace").removesuffix("\n")
+        self.send(log={"timestamp": int(time.time() * 1000), "message": text})
         return len(printed)
 
 
-class JsonLog(logging.Handler):
-    """root ロガーのログを、Lambda の JSON 形式で親プロセスへ送る。"""
+class JsonLog(logging.Formatter):
+    """Lambda の JSON 形式のログ。"""
 
-    def __init__(self, channel: Channel) -> None:
-        super().__init__()
-        self.channel, self.request_id = channel, ""
+    request_id = ""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = {
-                "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-                "level": record.levelname,
-                "message": record.getMessage(),
-                "logger": record.name,
-                "requestId": self.request_id,
-            }
-            line |= {key: vars(record)[key] for key in vars(record).keys() - STANDARD_FIELDS}
-            if record.exc_info and (error := record.exc_info[1]):
-                line |= described(error) | {"stackTrace": traceback.format_tb(error.__traceback__)}
-            self.channel.log(json.dumps(line, ensure_ascii=False, default=str))
-        except Exception:  # noqa: BLE001 ログの失敗で注文を失敗させない
-            self.handleError(record)
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname,
+            "message": record.getMessage(),
+            "logger": record.name,
+            "requestId": self.request_id,
+        }
+        line |= {key: vars(record)[key] for key in vars(record).keys() - STANDARD_FIELDS}
+        if record.exc_info and (error := record.exc_info[1]):
+            line |= described(error) | {"stackTrace": traceback.format_tb(error.__traceback__)}
+        return json.dumps(line, ensure_ascii=False, default=str)
 
 
 def described(error: BaseException) -> dict[str, Any]:
@@ -96,16 +89,15 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     channel = Channel(connection)
-    code, packages, level = sys.argv[2:5]
-    sys.path[:0] = [code, packages]
-    sys.argv[:] = [code]
-    root, log = logging.getLogger(), JsonLog(channel)
-    root.addHandler(log)
+    sys.path[:0] = [os.environ["LAMBDA_TASK_ROOT"], sys.argv[2]]
+    sys.stdout = sys.stderr = io.TextIOWrapper(channel, "utf-8", line_buffering=True)
+    root, log = logging.getLogger(), JsonLog()
+    root.addHandler(logging.StreamHandler(sys.stdout))
+    root.handlers[0].setFormatter(log)
+    root.setLevel(logging.INFO)
     # AWS_ENDPOINT_URL を見つけたという行は、AWS では出ない。
     logging.getLogger("botocore.configprovider").setLevel(logging.WARNING)
-    sys.stdout = sys.stderr = io.TextIOWrapper(channel, "utf-8", line_buffering=True)
     try:
-        root.setLevel("DEBUG" if level == "TRACE" else level)
         module, _, attribute = os.environ["_HANDLER"].rpartition(".")
         handler = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # noqa: BLE001 利用者のコードはどんな例外も送出しうる

@@ -10,8 +10,8 @@ import hmac
 import importlib
 import io
 import json
+import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -37,11 +37,7 @@ OUTCOMES = {"PENDING": "待機", "SUCCEEDED": "完了", "FAILED": "失敗"}
 
 
 class FunctionError(Exception):
-    """関数の 1 回の呼び出しが、結果を返さずに終了した。"""
-
-    def __init__(self, kind: str, message: str, request_id: str) -> None:
-        super().__init__(message)
-        self.kind, self.request_id = kind, request_id
+    """関数の 1 回の呼び出しが、結果を返さずに終了した: ErrorType、メッセージ、呼び出しの ID。"""
 
 
 class Worker:
@@ -49,20 +45,18 @@ class Worker:
 
     def __init__(self, function: Function, packages: Path, env: dict[str, str]) -> None:
         self.function, self.revision = function, function.revision
+        self.name = f"{function.function_name}:{function.version}"
         self.access_key = env["AWS_ACCESS_KEY_ID"]
         today = time.strftime("%Y/%m/%d", time.gmtime())
         self.stream = f"{today}/[{function.version}]{uuid.uuid4().hex}"
         self.ready = False
-        level = function.logging_config["ApplicationLogLevel"]
         self.connection, theirs = socket.socketpair()
         self.lines = self.connection.makefile("rb")
+        command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("worker.py"))]
+        command += [str(theirs.fileno()), str(packages)]
+        command += [env["AWS_ENDPOINT_URL"], self.name]  # ps と pkill で識別するため
         self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-S", str(Path(__file__).with_name("worker.py"))),
-                *(str(theirs.fileno()), env["LAMBDA_TASK_ROOT"], str(packages), level),
-                env["AWS_ENDPOINT_URL"],  # ここから先は、ps と pkill で識別するため
-                self.name,
-            ],
+            command,
             env=env,
             cwd=env["LAMBDA_TASK_ROOT"],
             pass_fds=[theirs.fileno()],
@@ -103,13 +97,6 @@ class Worker:
                 raise FunctionError(failure["errorType"], failure["errorMessage"], request_id)
             return message
 
-    @property
-    def name(self) -> str:
-        return f"{self.function.function_name}:{self.function.version}"
-
-    def fits(self, function: Function) -> bool:
-        return function is self.function and function.revision == self.revision
-
     def usable(self) -> bool:
         return self.ready and self.process.poll() is None
 
@@ -123,12 +110,13 @@ class Worker:
         """異常終了またはタイムアウトしたプロセスについて、Lambda と同じ形式のエラーを返す。"""
         code = self.stop()
         if timed_out:
-            kind = "Sandbox.Timedout"
-            what = f"Task timed out after {self.function.timeout:.2f} seconds"
+            kind, what = (
+                "Sandbox.Timedout",
+                f"Task timed out after {self.function.timeout:.2f} seconds",
+            )
         else:
-            kind = "Runtime.ExitError"
             how = f"signal: {signal.strsignal(-code)}" if code < 0 else f"exit status {code}"
-            what = f"Runtime exited with error: {how.lower()}"
+            kind, what = "Runtime.ExitError", f"Runtime exited with error: {how.lower()}"
         return FunctionError(kind, f"RequestId: {request_id} Error: {what}", request_id)
 
 
@@ -150,10 +138,7 @@ class Workers:
     def close(self) -> None:
         with self.lock:
             self.closed = True
-            for worker in self.idle:
-                worker.stop()
-            # 実行中のプロセスのソケットは、それを読んでいるスレッドが閉じる。
-            for worker in self.busy:
+            for worker in [*self.idle, *self.busy]:
                 worker.process.kill()
                 worker.process.wait()
         self.folder.cleanup()
@@ -172,7 +157,8 @@ class Workers:
         outcome = "失敗"
         try:
             answer = worker.run(event, request_id)
-            outcome = outcome_of(answer)
+            status = re.match(r'{"Status": "(\w+)"', answer)
+            outcome = OUTCOMES.get(status[1] if status else "", "完了")
             return answer, request_id
         except (EOFError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
@@ -188,7 +174,8 @@ class Workers:
         with self.lock:
             if self.closed:
                 raise RuntimeError("local AWS is closed")
-            warm = [worker for worker in self.idle if worker.fits(function) and worker.usable()]
+            kind = (function, function.revision)
+            warm = [w for w in self.idle if (w.function, w.revision) == kind and w.usable()]
             if warm:
                 self.idle.remove(warm[-1])
             else:
@@ -221,7 +208,6 @@ class Workers:
             "LAMBDA_TASK_ROOT": str(self._unzipped(function)),
             "_HANDLER": str(function.handler),
             "HOME": self.folder.name,
-            "LANG": "en_US.UTF-8",
             "NO_PROXY": "127.0.0.1",
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "TZ": ":UTC",
@@ -230,9 +216,9 @@ class Workers:
     def _unzipped(self, function: Function) -> Path:
         """zip はバージョンごとにあるので、更新後も、待機中の注文は元のコードで再開する。"""
         folder = Path(self.folder.name, hashlib.sha256(function.code_bytes).hexdigest())
-        if not folder.exists():  # ディスクが一杯で途中までになったものは、残さない
-            part = folder.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
+        if not folder.exists():
+            # ディスクが一杯で途中までになったものは、使わない。
+            part = Path(tempfile.mkdtemp(dir=self.folder.name))
             with zipfile.ZipFile(io.BytesIO(function.code_bytes)) as archive:
                 archive.extractall(part)
             part.rename(folder)
@@ -256,9 +242,3 @@ def write_log(function: Function, stream: str, event: dict[str, Any]) -> None:
 def new_access_key() -> str:
     """アクセスキー ID の形をした、推測できない値。"""
     return "AKIA" + base64.b32encode(secrets.token_bytes(10)).decode()
-
-
-def outcome_of(answer: str) -> str:
-    result = json.loads(answer)
-    status = result.get("Status") if isinstance(result, dict) else None
-    return OUTCOMES.get(str(status), "完了")
