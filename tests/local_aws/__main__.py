@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import logging
 import os
 import signal
 import sys
@@ -65,9 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, OverflowError) as error:
         cure = "--port で別の番号を指定してください。"
         sys.exit(f"ポート {options.port} は使用できません（{error}）。{cure}")
-    # ターミナルには注文の経過だけを表示する。
-    for name in ("moto", "aws_durable_execution_sdk_python_testing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())

@@ -9,9 +9,7 @@ from werkzeug.wrappers import Response
 
 
 class AwsError(Exception):
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+    """ステータス、エラーの名前、メッセージ。"""
 
 
 class BeyondError(AwsError):
@@ -22,27 +20,26 @@ class BeyondError(AwsError):
         super().__init__(501, "NotImplementedException", message)
 
 
-def as_aws_error(error: Exception) -> AwsError:
-    """HTML のページや traceback を返さない。"""
+def in_aws_terms(error: Exception) -> tuple[int, str, str]:
     match error:
-        case AwsError():
-            return error
+        case AwsError(args=(int(status), str(code), str(message))):
+            return status, code, message
         case AwsApiException():  # 公式ランナー
-            code = str(error.to_dict().get("Type"))
-            return AwsError(error.http_status_code, code, str(error))
+            return error.http_status_code, str(error.to_dict().get("Type")), str(error)
         case JsonRESTError():  # moto
-            return AwsError(error.code, error.error_type, error.message)
+            return error.code, error.error_type, error.message
         case ValueError():
-            return AwsError(400, "InvalidParameterValueException", str(error))
-    return AwsError(500, "ServiceException", repr(error))
+            return 400, "InvalidParameterValueException", str(error)
+    return 500, "ServiceException", repr(error)
 
 
-def response(error: AwsError, as_xml: bool) -> Response:
+def response(error: Exception, as_xml: bool) -> Response:
     """IAM と STS には XML、Lambda と CloudWatch Logs には JSON。"""
+    status, code, message = in_aws_terms(error)
     if as_xml:
-        text = f"<Code>{error.code}</Code><Message>{escape(error.message)}</Message>"
+        text = f"<Code>{code}</Code><Message>{escape(message)}</Message>"
         xml = f"<ErrorResponse><Error>{text}</Error></ErrorResponse>"
-        return Response(xml, error.status, content_type="text/xml")
-    body = json.dumps({"__type": error.code, "message": error.message, "Message": error.message})
-    headers = {"x-amzn-ErrorType": error.code}
-    return Response(body, error.status, headers, content_type="application/json")
+        return Response(xml, status, content_type="text/xml")
+    body = json.dumps({"__type": code, "message": message, "Message": message})
+    headers = {"x-amzn-ErrorType": code}
+    return Response(body, status, headers, content_type="application/json")

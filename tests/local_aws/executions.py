@@ -148,8 +148,7 @@ class Executions(LambdaInvoker):
 
     def list(self, params: Params) -> dict[str, Any]:
         """ランナーの一覧はバージョンや複数の Status で絞り込めないので、ここで行う。"""
-        name, version = named(params)
-        function = find_function(params["Region"], name, version)
+        function, (_, version) = find_function(params), named(params)
         found = [
             model.Execution.from_execution(execution, status(execution), function.region).to_dict()
             for execution in reversed(self.store.list_all())  # 新しい順

@@ -102,8 +102,8 @@ def check_arn(params: dict[str, Any], key: str) -> None:
         raise AwsError(403, "AccessDeniedException", f"{arn} is not one of {here}*")
 
 
-def find_function(region: str, name: str, qualifier: str | None = None) -> Function:
-    found = LAMBDA[region].get_function(name, qualifier)
+def find_function(params: dict[str, Any]) -> Function:
+    found = LAMBDA[params["Region"]].get_function(*named(params))
     assert isinstance(found, Function)
     return found
 
@@ -112,13 +112,13 @@ def check_for_moto(operation: str, params: dict[str, Any]) -> None:
     """moto に渡すリクエストのうち、AWS が拒否し、moto が拒否しないものを拒否する。"""
     if "FunctionName" not in params:
         return
-    name, qualifier = named(params)
+    _, qualifier = named(params)
     if operation == "ListVersionsByFunction":
-        find_function(params["Region"], name)
+        find_function(params)
     elif operation == "DeleteFunction" and qualifier == "$LATEST":
         raise ValueError("$LATEST version cannot be deleted without deleting the function.")
     elif operation == "PublishVersion":
-        current = find_function(params["Region"], name).code_sha_256
+        current = find_function(params).code_sha_256
         if (expected := params.get("CodeSha256", current)) != current:
             message = f"CodeSHA256 ({expected}) is different from current CodeSHA256 in $LATEST"
             raise ValueError(f"{message} ({current}).")
@@ -134,15 +134,12 @@ def _check_role(arn: str) -> None:
 
 def _check_code(code: dict[str, Any]) -> None:
     if not zipfile.is_zipfile(io.BytesIO(base64.b64decode(code.get("ZipFile", "")))):
-        raise ValueError(
-            "Could not unzip uploaded file. The local AWS reads code from ZipFile only."
-        )
+        raise ValueError("Could not unzip uploaded file.")
 
 
 def _durable_config(current: dict[str, int], spec: dict[str, Any]) -> dict[str, int]:
     config: dict[str, int] = current | spec["DurableConfig"]
     if "ExecutionTimeout" not in config:
-        raise ValueError(
-            "You cannot create a function with a durable configuration without an executionTimeout"
-        )
+        message = "You cannot create a function with a durable configuration without an"
+        raise ValueError(f"{message} executionTimeout")
     return config

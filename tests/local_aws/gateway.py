@@ -3,6 +3,7 @@
 import hmac
 import io
 import json
+import logging
 import re
 import socket
 import threading
@@ -12,14 +13,14 @@ from typing import Any, Self
 
 from moto.core.request import Request
 from moto.moto_server.werkzeug_app import create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
 from tests.support.runner import FastClock
 
 from . import iam
 from .calls import SERVED, read_call
-from .errors import AwsError, BeyondError, as_aws_error, response
+from .errors import AwsError, BeyondError, response
 from .executions import OPERATIONS, Executions, Params
 from .functions import LAMBDA, Function, check_arn, check_for_moto, find_function, named
 from .workers import Workers, new_access_key
@@ -27,13 +28,9 @@ from .workers import Workers, new_access_key
 SYNC_SECONDS = 900
 INVOKE = {"FunctionName", "Qualifier", "InvocationType", "DurableExecutionName", "Payload"}
 INVOKE |= {"Region"}
-FOR_ROLES = {"CheckpointDurableExecution", "GetDurableExecutionState"}
-CREDENTIAL = re.compile(r"AWS4-HMAC-SHA256 Credential=([^/]+)/\d{8}/([^/]+)/([^/]+)/aws4_request,")
-
-
-class Handler(WSGIRequestHandler):
-    def log(self, type: str, message: str, *args: Any) -> None:
-        """ターミナルには何も出力しない。"""
+CREDENTIAL = re.compile(
+    r"AWS4-HMAC-SHA256 Credential=(\w+)/\d{8}/([^/]+)/([^/]+)/aws4_request,", re.A
+)
 
 
 class LocalAws:
@@ -45,6 +42,8 @@ class LocalAws:
     def __init__(
         self, port: int = 0, speed: float = 1, report: Callable[[str], None] = lambda _: None
     ) -> None:
+        for name in ("moto", "werkzeug", "aws_durable_execution_sdk_python_testing"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # ターミナルには注文の経過だけを示す
         self.socket = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self.socket.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
@@ -55,7 +54,7 @@ class LocalAws:
         self.lock = threading.Lock()  # moto はスレッドセーフでない
         self.moto = {service: create_backend_app(service) for service in SERVED}
         fd = self.socket.fileno()
-        self.server = make_server("127.0.0.1", self.port, self, True, 1, Handler, fd=fd)
+        self.server = make_server("127.0.0.1", self.port, self, True, fd=fd)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
 
     def __enter__(self) -> Self:
@@ -75,7 +74,7 @@ class LocalAws:
         except Exception as error:  # noqa: BLE001
             # 本文を読まずに見分ける。フォームを送るのは IAM と STS だけ。
             form = "x-www-form-urlencoded" in request.headers.get("Content-Type", "")
-            answer = response(as_aws_error(error), as_xml=form)
+            answer = response(error, as_xml=form)
         answer.headers["x-amzn-RequestId"] = str(uuid.uuid4())
         return answer(environ, start_response)
 
@@ -107,7 +106,7 @@ class LocalAws:
             raise AwsError(403, "IncompleteSignature", "リクエストに署名がありません。")
         key, region, service = signed.groups()
         caller = self.workers.holder_of(key)
-        if caller is None and not hmac.compare_digest(key.encode(), self.access_key.encode()):
+        if caller is None and not hmac.compare_digest(key, self.access_key):
             query = service in ("iam", "sts")
             code = "InvalidClientTokenId" if query else "UnrecognizedClientException"
             message = "The security token included in the request is invalid."
@@ -120,8 +119,7 @@ class LocalAws:
         return service, region, caller
 
     def invoke(self, params: Params) -> Response:
-        name, qualifier = named(params)
-        function = find_function(params["Region"], name, qualifier)
+        function, (_, qualifier) = find_function(params), named(params)
         kind = params.get("InvocationType", "RequestResponse")
         if beyond := [*params.keys() - INVOKE, *{kind} - {"RequestResponse", "Event"}]:
             raise BeyondError(", ".join(beyond))
@@ -162,7 +160,7 @@ class LocalAws:
         if arn := params.get("DurableExecutionArn"):
             check_arn(params, "DurableExecutionArn")
             self.executions.executor.get_execution(arn)  # なければエラー
-            if caller and operation in FOR_ROLES:
+            if caller:
                 iam.authorise(caller.role, caller.function_name, f"lambda:{operation}", arn)
         answer = OPERATIONS[operation](self.executions, params)
         text = json.dumps(answer, default=lambda moment: moment.timestamp())

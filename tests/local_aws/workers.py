@@ -109,14 +109,11 @@ class Worker:
     def post_mortem(self, timed_out: bool, request_id: str) -> FunctionError:
         """異常終了またはタイムアウトしたプロセスについて、Lambda と同じ形式のエラーを返す。"""
         code = self.stop()
+        how = f"signal: {signal.strsignal(-code)}" if code < 0 else f"exit status {code}"
+        kind, what = "Runtime.ExitError", f"Runtime exited with error: {how.lower()}"
         if timed_out:
-            kind, what = (
-                "Sandbox.Timedout",
-                f"Task timed out after {self.function.timeout:.2f} seconds",
-            )
-        else:
-            how = f"signal: {signal.strsignal(-code)}" if code < 0 else f"exit status {code}"
-            kind, what = "Runtime.ExitError", f"Runtime exited with error: {how.lower()}"
+            kind = "Sandbox.Timedout"
+            what = f"Task timed out after {self.function.timeout:.2f} seconds"
         return FunctionError(kind, f"RequestId: {request_id} Error: {what}", request_id)
 
 
@@ -146,10 +143,9 @@ class Workers:
     def holder_of(self, access_key: str) -> Function | None:
         """この認証情報を渡されたプロセスの関数。"""
         with self.lock:
-            for worker in [*self.idle, *self.busy]:
-                if hmac.compare_digest(worker.access_key.encode(), access_key.encode()):
-                    return worker.function
-        return None
+            workers = [*self.idle, *self.busy]
+        found = [w.function for w in workers if hmac.compare_digest(w.access_key, access_key)]
+        return found[0] if found else None
 
     def invoke(self, function: Function, event: str, execution: str) -> tuple[str, str]:
         """ハンドラーを 1 回実行し、返された JSON と呼び出しの ID を返す。"""
@@ -217,11 +213,10 @@ class Workers:
         """zip はバージョンごとにあるので、更新後も、待機中の注文は元のコードで再開する。"""
         folder = Path(self.folder.name, hashlib.sha256(function.code_bytes).hexdigest())
         if not folder.exists():
-            # ディスクが一杯で途中までになったものは、使わない。
-            part = Path(tempfile.mkdtemp(dir=self.folder.name))
-            with zipfile.ZipFile(io.BytesIO(function.code_bytes)) as archive:
-                archive.extractall(part)
-            part.rename(folder)
+            # ディスクが一杯で途中までになったものは、残さない。
+            with tempfile.TemporaryDirectory(dir=self.folder.name) as part:
+                zipfile.ZipFile(io.BytesIO(function.code_bytes)).extractall(part)
+                Path(part).rename(folder)
         return folder
 
 
