@@ -12,12 +12,9 @@ class AwsError(Exception):
     """ステータス、エラーの名前、メッセージ。"""
 
 
-class BeyondError(AwsError):
-    """この演習では対応していない操作。"""
-
-    def __init__(self, what: str) -> None:
-        message = f"ローカル AWS は {what} に対応していません。"
-        super().__init__(501, "NotImplementedException", message)
+def beyond(what: str) -> AwsError:
+    """この演習では対応していない操作のエラー。"""
+    return AwsError(501, "NotImplementedException", f"ローカル AWS は {what} に対応していません。")
 
 
 def in_aws_terms(error: Exception) -> tuple[int, str, str]:
@@ -28,6 +25,8 @@ def in_aws_terms(error: Exception) -> tuple[int, str, str]:
             return error.http_status_code, str(error.to_dict().get("Type")), str(error)
         case JsonRESTError():  # moto
             return error.code, error.error_type, error.message
+        case NotImplementedError():  # moto
+            return 501, "NotImplementedException", str(error)
         case ValueError():
             return 400, "InvalidParameterValueException", str(error)
     return 500, "ServiceException", repr(error)

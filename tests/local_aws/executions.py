@@ -28,7 +28,6 @@ from .functions import Function, find_function, named
 from .history import FailedInvocation, as_aws_writes
 from .workers import FunctionError, Workers
 
-EVERYTHING = 2**31
 Params = dict[str, Any]  # Region は、署名のリージョン
 
 
@@ -131,18 +130,14 @@ class Executions(LambdaInvoker):
     def describe(self, params: Params) -> dict[str, Any]:
         """ランナーの応答に、AWS のドキュメントにある残りの項目を加える。"""
         arn = params["DurableExecutionArn"]
-        start = self.store.load(arn).start_input
         return self.executor.get_execution_details(arn).to_dict() | {
             "ExecutionDataIncluded": True,
-            "DurableConfig": {
-                "RetentionPeriodInDays": start.execution_retention_period_days,
-                "ExecutionTimeout": start.execution_timeout_seconds,
-            },
+            "DurableConfig": function_of(self.store.load(arn)).durable_config,
         }
 
     def history(self, params: Params) -> dict[str, Any]:
         arn = params["DurableExecutionArn"]
-        events = self.executor.get_execution_history(arn, True, max_items=EVERYTHING).events
+        events = self.executor.get_execution_history(arn, True, max_items=2**31).events
         written = as_aws_writes(events, self.store.load(arn))
         return page("Events", "EventId", written, params)
 

@@ -5,32 +5,39 @@ import io
 import json
 import logging
 import re
+import secrets
 import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
+from botocore.model import Shape
+from moto.core.parse import PROTOCOL_PARSERS
 from moto.core.request import Request
+from moto.core.routing import get_service_router
 from moto.moto_server.werkzeug_app import create_backend_app
+from werkzeug.exceptions import NotFound
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
 from tests.support.runner import FastClock
 
 from . import iam
-from .calls import SERVED, read_call
-from .errors import AwsError, BeyondError, response
+from .errors import AwsError, beyond, response
 from .executions import OPERATIONS, Executions, Params
 from .functions import LAMBDA, Function, check_arn, check_for_moto, find_function, named
-from .workers import Workers, new_access_key
+from .workers import Workers
 
+SERVICES: list[Any] = ["iam", "sts", "logs", "lambda"]
+LAMBDA_OPERATIONS = {
+    *("CreateFunction", "GetFunction", "GetFunctionConfiguration", "ListFunctions"),
+    *("UpdateFunctionCode", "UpdateFunctionConfiguration", "PublishVersion"),
+    *("ListVersionsByFunction", "DeleteFunction", "Invoke", *OPERATIONS),
+}
 SYNC_SECONDS = 900
-INVOKE = {"FunctionName", "Qualifier", "InvocationType", "DurableExecutionName", "Payload"}
-INVOKE |= {"Region"}
-CREDENTIAL = re.compile(
-    r"AWS4-HMAC-SHA256 Credential=(\w+)/\d{8}/([^/]+)/([^/]+)/aws4_request,", re.A
-)
+BEYOND = {"LogType", "ClientContext", "TenantId", "DryRun"}
+CREDENTIAL = re.compile(r"(?a)AWS4-HMAC-SHA256 Credential=(\w+)/\d+/([\w-]+)/(\w+)/aws4_request,")
 
 
 class LocalAws:
@@ -47,14 +54,13 @@ class LocalAws:
         self.socket = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self.socket.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
-        self.access_key = new_access_key()
+        self.access_key = "AKIA" + secrets.token_hex(8).upper()
         self.hosts = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
         self.workers = Workers(self.endpoint, report)
         self.executions = Executions(self.workers, FastClock(speed), report)
-        self.lock = threading.Lock()  # moto はスレッドセーフでない
-        self.moto = {service: create_backend_app(service) for service in SERVED}
-        fd = self.socket.fileno()
-        self.server = make_server("127.0.0.1", self.port, self, True, fd=fd)
+        self.lock = threading.Lock()  # moto の関数はスレッドセーフでない
+        self.moto = {service: create_backend_app(service) for service in SERVICES}
+        self.server = make_server("127.0.0.1", self.port, self, True, fd=self.socket.fileno())
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
 
     def __enter__(self) -> Self:
@@ -75,7 +81,6 @@ class LocalAws:
             # 本文を読まずに見分ける。フォームを送るのは IAM と STS だけ。
             form = "x-www-form-urlencoded" in request.headers.get("Content-Type", "")
             answer = response(error, as_xml=form)
-        answer.headers["x-amzn-RequestId"] = str(uuid.uuid4())
         return answer(environ, start_response)
 
     def respond(self, request: Request) -> Response:
@@ -89,7 +94,9 @@ class LocalAws:
         service, region, caller = self.identify(request)
         if "Transfer-Encoding" in request.headers:  # werkzeug は、終わりのない本文を読み続ける
             raise AwsError(411, "MissingContentLength", "Content-Length が必要です。")
-        operation, params = read_call(service, region, request)
+        if service != "lambda":
+            return Response.from_app(self.moto[service], request.environ)
+        operation, params = read_call(region, request)
         if operation == "Invoke":
             return self.invoke(params)
         if operation in OPERATIONS:
@@ -107,24 +114,24 @@ class LocalAws:
         key, region, service = signed.groups()
         caller = self.workers.holder_of(key)
         if caller is None and not hmac.compare_digest(key, self.access_key):
-            query = service in ("iam", "sts")
-            code = "InvalidClientTokenId" if query else "UnrecognizedClientException"
+            for_iam = service in ("iam", "sts")
+            code = "InvalidClientTokenId" if for_iam else "UnrecognizedClientException"
             message = "The security token included in the request is invalid."
             cure = "ローカル AWS が起動時に表示した export の行を貼り付けてください。"
             raise AwsError(403, code, f"{message} {cure}")
-        if service not in SERVED:
-            raise BeyondError(service)
+        if service not in SERVICES:
+            raise beyond(service)
         if region not in LAMBDA.regions:
-            raise BeyondError(f"リージョン {region} ")
+            raise beyond(f"リージョン {region} ")
         return service, region, caller
 
     def invoke(self, params: Params) -> Response:
         function, (_, qualifier) = find_function(params), named(params)
         kind = params.get("InvocationType", "RequestResponse")
-        if beyond := [*params.keys() - INVOKE, *{kind} - {"RequestResponse", "Event"}]:
-            raise BeyondError(", ".join(beyond))
+        if unknown := (params.keys() | {kind}) & BEYOND:
+            raise beyond(", ".join(unknown))
         if not function.durable_config:
-            raise BeyondError("DurableConfig のない関数")
+            raise beyond("DurableConfig のない関数")
         if qualifier is None:
             raise ValueError("You cannot invoke a durable function using an unqualified ARN")
         if kind != "Event" and function.durable_config["ExecutionTimeout"] > SYNC_SECONDS:
@@ -165,3 +172,34 @@ class LocalAws:
         answer = OPERATIONS[operation](self.executions, params)
         text = json.dumps(answer, default=lambda moment: moment.timestamp())
         return Response(text, content_type="application/json")
+
+
+def read_call(region: str, request: Request) -> tuple[str, Params]:
+    body = request.get_data()  # moto も読むので、残しておく
+    try:
+        operation, in_url = get_service_router("lambda").match(request)
+    except NotFound as error:
+        raise beyond(f"{request.method} {request.path}") from error
+    if operation.name not in LAMBDA_OPERATIONS:
+        raise beyond(operation.name)
+    parts: Any = {"headers": request.headers, "values": request.args}
+    parser = PROTOCOL_PARSERS["rest-json"](operation)
+    params = parser.parse(parts | {"url_params": in_url, "body": body})
+    _check(operation.input_shape, params, operation.name)
+    return operation.name, params | {"Region": region}
+
+
+def _check(shape: Shape, value: Any, name: str) -> None:
+    """aws CLI と boto3 が検証しない制約（pattern、max、enum）を検証する。"""
+    if shape.type_name == "structure":
+        for key, part in value.items():
+            _check(shape.members[key], part, key)
+    elif shape.type_name == "list":
+        for part in value:
+            _check(shape.member, part, name)
+    elif isinstance(value, str | int):
+        limits, size = shape.metadata, len(value) if isinstance(value, str) else value
+        fits = re.fullmatch(limits.get("pattern", ".*"), str(value), re.DOTALL)
+        if not fits or size > limits.get("max", size) or value not in limits.get("enum", [value]):
+            message = f"Value '{value}' at '{name}' failed to satisfy constraint: {limits}"
+            raise AwsError(400, "ValidationException", f"1 validation error detected: {message}")

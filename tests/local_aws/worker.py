@@ -80,7 +80,7 @@ def lambda_context(job: dict[str, Any]) -> SimpleNamespace:
         aws_request_id=job["request_id"],
         function_name=os.environ["AWS_LAMBDA_FUNCTION_NAME"],
         function_version=os.environ["AWS_LAMBDA_FUNCTION_VERSION"],
-        invoked_function_arn=job["arn"],
+        invoked_function_arn=os.environ["FUNCTION_ARN"],
         get_remaining_time_in_millis=lambda: max(0, int((deadline - time.monotonic()) * 1000)),
     )
 

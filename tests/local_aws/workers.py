@@ -4,8 +4,6 @@
 プロセスから見えるのは zip と boto3（とその依存）だけ。ロールは、渡した認証情報で識別する。
 """
 
-import base64
-import hashlib
 import hmac
 import importlib
 import io
@@ -74,9 +72,8 @@ class Worker:
             self._answer(INIT_SECONDS, request_id)
         # 結果が届かなければ、このプロセスは次の呼び出しに使わない。
         self.ready = False
-        arn = f"arn:aws:lambda:{self.function.region}:{ACCOUNT}:function:{self.name}"
         timeout = float(self.function.timeout)
-        job = {"event": event, "request_id": request_id, "timeout": timeout, "arn": arn}
+        job = {"event": event, "request_id": request_id, "timeout": timeout}
         self.connection.settimeout(timeout)
         self.connection.sendall(json.dumps(job).encode() + b"\n")
         return str(self._answer(timeout, request_id)["result"])
@@ -193,12 +190,13 @@ class Workers:
         """Lambda が渡すものと、関数の環境変数だけ。親の環境は何も渡さない。"""
         return {
             **function.environment_vars,
-            "AWS_ACCESS_KEY_ID": new_access_key(),
+            "AWS_ACCESS_KEY_ID": "ASIA" + secrets.token_hex(8).upper(),
             "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_SESSION_TOKEN": "local",
             "AWS_REGION": function.region,
             "AWS_DEFAULT_REGION": function.region,
             "AWS_ENDPOINT_URL": self.endpoint,
+            "FUNCTION_ARN": function.function_arn,
             "AWS_LAMBDA_FUNCTION_NAME": function.function_name,
             "AWS_LAMBDA_FUNCTION_VERSION": str(function.version),
             "LAMBDA_TASK_ROOT": str(self._unzipped(function)),
@@ -211,7 +209,7 @@ class Workers:
 
     def _unzipped(self, function: Function) -> Path:
         """zip はバージョンごとにあるので、更新後も、待機中の注文は元のコードで再開する。"""
-        folder = Path(self.folder.name, hashlib.sha256(function.code_bytes).hexdigest())
+        folder = Path(self.folder.name, function.code_digest)
         if not folder.exists():
             # ディスクが一杯で途中までになったものは、残さない。
             with tempfile.TemporaryDirectory(dir=self.folder.name) as part:
@@ -232,8 +230,3 @@ def write_log(function: Function, stream: str, event: dict[str, Any]) -> None:
     if not iam.refusal(function.role, "logs:PutLogEvents", f"{arn}:log-stream:{stream}"):
         backend.ensure_log_stream(group, stream)
         backend.put_log_events(group, stream, [event])
-
-
-def new_access_key() -> str:
-    """アクセスキー ID の形をした、推測できない値。"""
-    return "AKIA" + base64.b32encode(secrets.token_bytes(10)).decode()
