@@ -24,7 +24,7 @@ from tests.support.runner import FastClock, FastScheduler, ReliableExecutor
 
 from . import ACCOUNT
 from .errors import AwsError
-from .functions import Function, find_function, named
+from .functions import Function, check_arn, find_function, named
 from .history import FailedInvocation, as_aws_writes
 from .workers import FunctionError, Workers
 
@@ -81,6 +81,7 @@ class Executions(LambdaInvoker):
         self.workers.close()
         self.registry.shutdown()
         self.scheduler.stop()  # type: ignore[no-untyped-call]
+        self.scheduler._loop.close()  # 非公開 API。ランナーは閉じないまま捨てる
 
     def invoke(
         self, function_name: str, input: DurableExecutionInvocationInput, *_: Any, **__: Any
@@ -176,6 +177,7 @@ class Executions(LambdaInvoker):
             try:
                 execution = self.store.load(CallbackToken.from_str(callback_id).execution_arn)
                 _, operation = execution.find_callback_operation(callback_id)
+                check_arn(params | {"Arn": execution.durable_execution_arn}, "Arn")
             except (ValueError, KeyError, TypeError, AwsApiException) as error:
                 message = "The callback does not exist."
                 raise AwsError(404, "ResourceNotFoundException", message) from error

@@ -132,7 +132,9 @@ class Workers:
     def close(self) -> None:
         with self.lock:
             self.closed = True
-            for worker in [*self.idle, *self.busy]:
+            for worker in self.idle:
+                worker.stop()
+            for worker in self.busy:  # ソケットは、それを読んでいるスレッドが閉じる
                 worker.process.kill()
                 worker.process.wait()
         self.folder.cleanup()
