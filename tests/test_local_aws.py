@@ -921,9 +921,11 @@ class Command:
             errors="replace",
         )
         assert self.process.stdout
-        self.printed = "".join(
-            iter(self.process.stdout.readline, "unset AWS_PROFILE AWS_SESSION_TOKEN\n")
-        )
+        self.printed = ""
+        for line in self.process.stdout:
+            self.printed += line
+            if line.startswith("unset"):
+                break
         endpoint, key = re.findall(r"(?:URL|KEY_ID)=(\S+)", self.printed)
         self.account = Account(endpoint, key)
 
