@@ -85,7 +85,7 @@ def assert_shown(printed: str, expected: str | None) -> None:
 
 def without_times(text: str | None) -> str:
     """実行のたびに変わる時刻、ジッター、図の桁を伏せる。図の行には、名前と | * x だけを残す。"""
-    waits, scale = r"(\d+ 秒後|すぐ)に再|\d+ 秒待", r"^ +0 秒.*?(?=   |$)"
+    waits, scale = r"(\d+ 秒後|すぐ)に再|\d+ 秒待", r"^ +0 . +\d+\.\d [秒分]"
     times = rf"^ *\d+\.\d 秒|{waits}|\d+\.\d 秒[ので]|{scale}|\d+\.\d 秒$"
     text = re.sub(times, "N 秒", str(text), flags=re.MULTILINE)
     return re.sub(

@@ -12,20 +12,20 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import app
-from tests.conftest import OutsideWorld
+import deploy
 from tests.local_aws.gateway import LocalAws
 from tests.local_aws.history import as_aws_writes
-from tests.shop import Shop
-from tests.support.flows import FLOWS, TO_APPROVE, Flow, order_of
-from tests.support.runner import FastClock, LocalRunner
+from tests.support.account import REGION, Account
+from tests.support.flows import FLOWS, Flow, order_of
+from tests.support.outside import OutsideServices
+from tests.support.runner import LocalRunner, OrderClock
 from tests.timeline import draw, duration, width
-from tests.timeline.__main__ import advice_for, history
+from tests.timeline.__main__ import history
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 Event = dict[str, Any]
@@ -201,11 +201,11 @@ def test_any_history_fits_in_80_columns(
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.title)
 def test_picture_of_every_flow_names_its_operations_in_order(
-    flow: Flow, world: OutsideWorld
+    flow: Flow, services: OutsideServices
 ) -> None:
-    world.scripts = {"order-123-payment": flow.lost}
+    services.lose_answers("order-123-payment", flow.lost)
     # 時間を飛ばす時計も、コールバックの期限は飛ばさない
-    clock = FastClock(300) if flow.status == "APPROVAL_TIMED_OUT" else None
+    clock = OrderClock(300) if flow.status == "APPROVAL_TIMED_OUT" else None
     with LocalRunner(app.handler, clock=clock, poll_interval=0.01) as runner:
         arn = runner.run_async(input=json.dumps(flow.order), execution_timeout=10**6)
         if flow.answer is not None:
@@ -221,54 +221,50 @@ def test_picture_of_every_flow_names_its_operations_in_order(
         name for status, name in failed.items() if status == flow.status
     ]
     assert scale.endswith(("秒", "分"))
-    assert re.search(r"#   動いていたのは \d+\.\d 秒$", invocations)
+    assert re.search(r"# +動いていたのは \d+\.\d 秒$", invocations)
 
 
 # ---- python -m tests.timeline ------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shop, dict[str, str]]]:
+def account() -> Iterator[Account]:
     with LocalAws() as server:
-        environment = {
-            "AWS_ENDPOINT_URL": server.endpoint,
-            "AWS_ACCESS_KEY_ID": server.access_key,
-            "AWS_SECRET_ACCESS_KEY": server.access_key,
-            "AWS_DEFAULT_REGION": "ap-northeast-1",
-        }
-        yield Shop(server, tmp_path_factory.mktemp("outside")), environment
+        yield Account(server.endpoint, server.access_key)
 
 
 def timeline(
-    environment: dict[str, str], *arguments: str, stdout: int = subprocess.PIPE, **more: str
+    account: Account, *arguments: str, stdout: int = subprocess.PIPE, **more: str
 ) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "tests.timeline", *arguments]
-    environment = {**os.environ, **environment, **more}
+    environment = {
+        "AWS_ENDPOINT_URL": account.endpoint,
+        "AWS_ACCESS_KEY_ID": account.access_key,
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": REGION,
+    }
     done = subprocess.run(
-        command, env=environment, stdout=stdout, stderr=subprocess.PIPE, encoding="utf-8"
+        [sys.executable, "-m", "tests.timeline", *arguments],
+        env={**os.environ, **environment, **more},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
     )
     return done.returncode, done.stdout, done.stderr
 
 
-def test_command_draws_an_order_that_ended_and_one_that_waits(
-    shop: tuple[Shop, dict[str, str]],
-) -> None:
-    store, environment = shop
-    ended, waits = (
-        store.start(order | {"order_id": order_id})
-        for order, order_id in ((order_of(quantity=5000), "order-1"), (TO_APPROVE, "order-2"))
-    )
-    store.ended(ended)
-    code, out, err = timeline(environment, ended)
+def test_command_draws_what_it_is_told_to(account: Account) -> None:
+    function = account.create(deploy.build_zip())
+    ended = account.start(function, order_of(quantity=5000))
+    account.ended(ended)
+    code, out, err = timeline(account, ended)
     assert (code, err) == (0, "")
     names = [line.split()[0] for line in out.splitlines()]
     assert names == ["0", "accept_order", "check_stock", "notify", "呼び出し"]
-    assert timeline(environment, waits)[1].splitlines()[0].endswith("   実行中")
-    assert timeline(environment, waits, PYTHONIOENCODING="ascii")[::2] == (0, "")
+    assert timeline(account, ended, PYTHONIOENCODING="ascii")[::2] == (0, "")
 
     reader, closed = os.pipe()
     os.close(reader)
-    assert timeline(environment, ended, stdout=closed)[::2] == (-signal.SIGPIPE, "")
+    assert timeline(account, ended, stdout=closed)[::2] == (-signal.SIGPIPE, "")
     os.close(closed)
 
 
@@ -285,13 +281,13 @@ NOBODY = "arn:aws:lambda:ap-northeast-1:123456789012:function:f:1/durable-execut
         ([NOBODY], {}, "その ARN の実行が見つかりません。"),
         ([NOBODY], {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "AWS に"),
         ([NOBODY], {"AWS_ENDPOINT_URL": "localhost"}, "AWS_ENDPOINT_URL を"),
-        ([NOBODY], {"AWS_PROFILE": "nobody"}, "AWS_PROFILE "),
+        ([NOBODY], {"AWS_PROFILE": "nobody"}, "AWS の認証情報を取得できません。"),
     ],
 )
 def test_failure_of_the_command_is_one_sentence(
-    shop: tuple[Shop, dict[str, str]], arguments: list[str], changed: dict[str, Any], sentence: str
+    account: Account, arguments: list[str], changed: dict[str, Any], sentence: str
 ) -> None:
-    code, out, err = timeline(shop[1], *arguments, **changed)
+    code, out, err = timeline(account, *arguments, **changed)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith(sentence)
 
@@ -303,9 +299,3 @@ def test_history_is_read_to_its_last_page(monkeypatch: pytest.MonkeyPatch) -> No
         for page in ({"Events": [{"Id": "1"}], "NextMarker": "1"}, {"Events": [{"Id": "2"}]}):
             stub.add_response("get_durable_execution_history", page)
         assert [event["Id"] for event in history(NOBODY)] == ["1", "2"]
-
-
-def test_lack_of_permission_is_said_as_deploy_says_it() -> None:
-    denied = {"Error": {"Code": "AccessDeniedException", "Message": "is not authorized"}}
-    error = ClientError(denied, "GetDurableExecutionHistory")
-    assert "GetDurableExecutionHistory の権限" in advice_for(error)

@@ -61,11 +61,8 @@ def completed(system: OrderSystem, order_id: str) -> None:
 
     assert result.pop("payment_id").startswith("pay-")
     assert result == {"order_id": order_id, "status": "COMPLETED", "total": 2000}
-    charged = {key: amount for key, amount in system.recorded("charge").items() if order_id in key}
-    assert charged == {f"{order_id}-payment": 2000}
-    notices = {key: notice["status"] for key, notice in system.recorded("notice").items()}
-    assert notices[f"{order_id}-COMPLETED"] == "COMPLETED"
-    assert len([key for key in notices if order_id in key]) == 1
+    for kind, key in (("charge", f"{order_id}-payment"), ("notice", f"{order_id}-COMPLETED")):
+        assert [done for done in system.services.done(kind) if order_id in done] == [key]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -83,9 +80,9 @@ def test_sigkill_between_an_effect_and_its_checkpoint_is_recognised_by_its_key(
     server: DeadlyAws, system: OrderSystem, kind: str, times: int
 ) -> None:
     server.death = None
-    (system.outside / f"{kind}-after-kills").touch()
+    system.services.kill(kind, "after")
     completed(system, f"order-{kind}")
-    assert [f"order-{kind}" in key for key in system.requested(kind)].count(True) == times
+    assert [f"order-{kind}" in key for key in system.services.asked(kind)].count(True) == times
 
 
 def test_two_hundred_orders_with_approvals_in_random_order_are_not_mixed_up(
@@ -116,13 +113,10 @@ def test_two_hundred_orders_with_approvals_in_random_order_are_not_mixed_up(
         status = "COMPLETED" if approved.get(name, True) else "REJECTED"
         assert (result["order_id"], result["status"], result["total"]) == (name, status, total)
         assert result.get("approver") == (f"for-{name}" if name in approved else None)
-    charged = {
-        k: v for k, v in system.recorded("charge").items() if k.removesuffix("-payment") in orders
+    paid = {name: order["items"][0]["price"] for name, order in orders.items()}
+    charges = system.services.done("charge")
+    assert {key: yen for key, yen in charges.items() if key.removesuffix("-payment") in orders} == {
+        f"{name}-payment": yen for name, yen in paid.items() if approved.get(name, True)
     }
-    assert charged == {
-        f"{name}-payment": order["items"][0]["price"]
-        for name, order in orders.items()
-        if approved.get(name, True)
-    }
-    notices = [key for key in system.recorded("notice") if key.rsplit("-", 1)[0] in orders]
+    notices = [key for key in system.services.done("notice") if key.rsplit("-", 1)[0] in orders]
     assert len(notices) == 200

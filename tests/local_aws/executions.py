@@ -20,7 +20,7 @@ from aws_durable_execution_sdk_python_testing.stores.memory import InMemoryExecu
 from aws_durable_execution_sdk_python_testing.token import CallbackToken
 from aws_durable_execution_sdk_python_testing.worker.registry import ExecutionRegistry
 
-from tests.support.runner import FastClock, FastScheduler, ReliableExecutor
+from tests.support.runner import ClockScheduler, OrderClock, ReliableExecutor
 
 from . import ACCOUNT
 from .errors import AwsError
@@ -58,10 +58,10 @@ class Store(InMemoryExecutionStore):
 class Executions(LambdaInvoker):
     """ランナーと、ランナーからハンドラーを呼び出す部分（invoke）。"""
 
-    def __init__(self, workers: Workers, clock: FastClock, report: Callable[[str], None]) -> None:
+    def __init__(self, workers: Workers, clock: OrderClock, report: Callable[[str], None]) -> None:
         super().__init__(lambda_client=None)
         self.workers, self.clock, self.store = workers, clock, Store(report)
-        self.scheduler = FastScheduler(clock.speed)
+        self.scheduler = ClockScheduler(clock)
         self.registry = ExecutionRegistry(self.store, self.scheduler)
         self.executor = ReliableExecutor(
             store=self.store,

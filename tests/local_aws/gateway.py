@@ -21,7 +21,7 @@ from werkzeug.exceptions import NotFound
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
-from tests.support.runner import FastClock
+from tests.support.runner import OrderClock
 
 from . import iam
 from .errors import AwsError, beyond, response
@@ -57,7 +57,7 @@ class LocalAws:
         self.access_key = "AKIA" + secrets.token_hex(8).upper()
         self.hosts = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
         self.workers = Workers(self.endpoint, report)
-        self.executions = Executions(self.workers, FastClock(speed), report)
+        self.executions = Executions(self.workers, OrderClock(speed), report)
         self.lock = threading.Lock()  # moto の関数はスレッドセーフでない
         self.moto = {service: create_backend_app(service) for service in SERVICES}
         self.server = make_server("127.0.0.1", self.port, self, True, fd=self.socket.fileno())

@@ -10,6 +10,7 @@ from typing import Any
 import deploy
 from tests.local_aws.gateway import LocalAws
 from tests.support.account import Account
+from tests.support.outside import OutsideServices
 
 ROOT = Path(deploy.__file__).parent
 DAYS = 10 * 86_400
@@ -24,19 +25,19 @@ app.APPROVAL_TIMEOUT = Duration.from_seconds({DAYS})
 class OrderSystem(Account):
     """README と同じロールとポリシーで作成した関数と、その注文。"""
 
-    def __init__(self, server: LocalAws, outside: Path, *names: str) -> None:
+    def __init__(self, server: LocalAws, books: Path, *names: str) -> None:
         super().__init__(server.endpoint, server.access_key)
-        self.outside = outside
+        self.services = OutsideServices(books)
         trust = (ROOT / "trust-policy.json").read_text("utf-8")
         self.role_arn = self.role(None, AssumeRolePolicyDocument=trust)
         self.permit(json.loads((ROOT / "durable-policy.json").read_text("utf-8")))
         code = io.BytesIO(deploy.build_zip())
         with zipfile.ZipFile(code, "a") as archive:
-            archive.write(ROOT / "tests" / "outside.py", "outside.py")
+            archive.write(ROOT / "tests" / "support" / "outside.py", "outside.py")
             archive.writestr("patient.py", HANDLER)
         settings = deploy.desired_settings(self.role_arn) | {
             "Handler": "patient.handler",
-            "Environment": {"Variables": {"OUTSIDE": str(outside)}},
+            "Environment": {"Variables": {"BOOKS": str(books)}},
             "DurableConfig": {"ExecutionTimeout": DAYS, "RetentionPeriodInDays": 1},
         }
         for name in names or [deploy.FUNCTION_NAME]:
@@ -50,15 +51,3 @@ class OrderSystem(Account):
     def order(self, order: dict[str, Any], function: str = deploy.FUNCTION_NAME) -> str:
         """注文を開始し、実行の ARN を返す。"""
         return self.start(function, order)
-
-    def recorded(self, kind: str) -> dict[str, Any]:
-        """外部サービスの帳簿（kind は charge か notice）を、べき等性キーごとに返す。"""
-        return {
-            file.name.removeprefix(f"{kind}-"): json.loads(file.read_text())
-            for file in self.outside.glob(f"{kind}-order-*")
-        }
-
-    def requested(self, kind: str) -> list[str]:
-        """外部サービスが受けたべき等性キーを、受けた順に返す。"""
-        file = self.outside / f"{kind}-asked"
-        return file.read_text().split() if file.exists() else []

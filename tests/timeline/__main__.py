@@ -15,8 +15,8 @@ import deploy
 from tests.timeline import draw
 
 USAGE = '実行の ARN を 1 つ指定してください: .venv/bin/python -m tests.timeline "$ARN"'
-UNKNOWN = "その ARN の実行が見つかりません。ARN とリージョンを確認してください（{}）。"
-UNKNOWN_ERRORS = "Validation|InvalidParameterValue|ResourceNotFound"
+NO_SUCH_ORDER = "その ARN の実行が見つかりません。ARN とリージョンを確認してください。"
+UNKNOWN = "（(ParamValidation|Validation|InvalidParameterValue|ResourceNotFound)"  # エラー名
 
 
 def main() -> None:
@@ -29,10 +29,9 @@ def main() -> None:
         sys.exit(USAGE)
     try:
         events = history(sys.argv[1])
-    except (BotoCoreError, ClientError) as error:
-        sys.exit(advice_for(error))
-    except ValueError:
-        sys.exit(deploy.BAD_ENDPOINT)
+    except (BotoCoreError, ClientError, ValueError) as error:
+        unknown = re.search(UNKNOWN, deploy.advice_for(error))
+        sys.exit(deploy.advice_for(error, NO_SUCH_ORDER if unknown else ""))
     print(draw(events, datetime.now(UTC)))
 
 
@@ -41,12 +40,6 @@ def history(arn: str) -> list[dict[str, Any]]:
     pages = boto3.client("lambda", config=options).get_paginator("get_durable_execution_history")
     found = pages.paginate(DurableExecutionArn=arn, IncludeExecutionData=False)
     return [event for page in found for event in page["Events"]]
-
-
-def advice_for(error: BotoCoreError | ClientError) -> str:
-    """ARN の誤りはここで、それ以外は deploy.py と同じ文で示す。"""
-    name = getattr(error, "response", {}).get("Error", {}).get("Code", type(error).__name__)
-    return UNKNOWN.format(name) if re.search(UNKNOWN_ERRORS, name) else deploy.advice_for(error)
 
 
 if __name__ == "__main__":
