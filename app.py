@@ -4,7 +4,7 @@
      (step)     (step)    (wait か    (step+retry)   (step)
                           callback)
 
-上から順に、ワークフロー、ステップ、入力の検証、外部サービスのスタブを並べている。
+上から順に、ワークフロー、ステップ、入力と記録の読み取り、外部サービスのスタブ。
 `python app.py` は AWS なしで動く。
 """
 
@@ -45,7 +45,7 @@ EXECUTION_TIMEOUT = Duration.from_minutes(20)  # deploy.py が設定する。最
 
 
 class NoAnswerError(Exception):
-    """外部サービスから応答がない。依頼した処理が行われたかは分からないので、再試行する。"""
+    """外部サービスから応答がない。処理されたかどうか分からないので、再試行する。"""
 
 
 class CardDeclinedError(Exception):
@@ -59,7 +59,7 @@ RETRY = RetryStrategyConfig(  # 間隔は 2 秒から 2 倍ずつ、上限 5 秒
     max_delay=Duration.from_seconds(5),
     retryable_error_types=[NoAnswerError],
 )
-# JsonSerDes なら、ステップの結果が履歴にそのまま読める JSON で残る
+# JsonSerDes なら、ステップの結果が履歴に普通の JSON で残る
 STEP = StepConfig(create_retry_strategy(RETRY), serdes=JsonSerDes())
 
 
@@ -72,11 +72,10 @@ STEP = StepConfig(create_retry_strategy(RETRY), serdes=JsonSerDes())
 def handler(event: Any, context: DurableContext) -> dict[str, Any]:
     """注文 1 件を受付から通知まで処理し、order_id・status・total（円）を含む結果を返す。
 
-    在庫切れや却下も正常な結果として返す。形式が不正な注文は、ステップを実行せず
-    InvalidOrderError で失敗する。取り消しや通知に最後まで応答がないときと、想定外のエラーのときは
-    そのエラーで失敗し、担当者が引き継ぐ。
+    在庫切れや却下も正常な結果。不正な注文は、ステップを実行せず InvalidOrderError で失敗する。
+    取り消しか通知に最後まで応答がないときと、想定外のエラーのときも失敗し、担当者が引き継ぐ。
     """
-    logger.info("ハンドラー開始")  # リプレイのたびに出る。ステップのログは一度しか出ない
+    logger.info("ハンドラー開始")  # リプレイのたびに出る。完了したステップのログは二度と出ない
     validate(event)  # 入力だけで決まり、リプレイしても同じなので、ステップにしない
     step = partial(context.step, config=STEP)  # context.step(…, config=STEP) の略
 
@@ -100,7 +99,7 @@ def handler(event: Any, context: DurableContext) -> dict[str, Any]:
         except CallbackTimeoutError:
             return step(notify(order, "APPROVAL_TIMED_OUT"))
         except CallbackError as error:
-            return step(notify(order, "REJECTED", reason=(error.message or "承認の失敗")[:200]))
+            return step(notify(order, "REJECTED", reason=str(error)[:200]))
         approved, remarks = read_decision(answer)
         if not approved:
             return step(notify(order, "REJECTED", **remarks))
@@ -109,10 +108,10 @@ def handler(event: Any, context: DurableContext) -> dict[str, Any]:
     payment_key = f"{order['order_id']}-payment"  # リプレイしても同じなので、請求は一度だけになる
     try:
         payment_id = step(pay(order, payment_key, event.get("simulate", {})))
-    except (StepError, SerDesError) as error:
+    except (StepError, SerDesError) as error:  # SerDesError は、結果を記録できなかったとき
         if is_recorded_as(CardDeclinedError, error):
             return step(notify(order, "PAYMENT_DECLINED"))
-        step(cancel_payment(payment_key))  # 応答がないだけで、請求は成立したかもしれない
+        step(cancel_payment(payment_key))  # 応答や記録がないだけで、請求は成立したかもしれない
         if is_recorded_as(NoAnswerError, error):
             return step(notify(order, "PAYMENT_FAILED"))
         raise
@@ -161,7 +160,7 @@ def pay(ctx: StepContext, order: dict[str, Any], payment_key: str, simulate: dic
 
 @durable_step
 def cancel_payment(ctx: StepContext, payment_key: str) -> None:
-    """応答のなかった請求を取り消す（補償）。請求されていなければ何も起きない。"""
+    """成立したか分からない請求を取り消す（補償、saga）。成立していなければ何も起きない。"""
     cancel_charge(payment_key)
     ctx.logger.info("請求を取り消しました")
 
@@ -172,13 +171,12 @@ def notify(
 ) -> dict[str, Any]:
     """お客様に結果を通知し、通知した内容を注文の結果として返す。"""
     result = {"order_id": order["order_id"], "status": status, "total": order["total"], **details}
-    idempotency_key = f"{order['order_id']}-{status}"
-    send_notification(idempotency_key, result)
+    send_notification(f"{order['order_id']}-{status}", result)  # 結果ごとに 1 つのべき等性キー
     ctx.logger.info(f"お客様に通知しました: {status}")
     return result
 
 
-# ---- 入力の検証 ------------------------------------------------------------------
+# ---- 入力と記録の読み取り ----------------------------------------------------------
 
 
 class InvalidOrderError(Exception):
@@ -200,7 +198,8 @@ def validate(order: Any) -> None:
     simulate = order.get("simulate", {})
     require(isinstance(simulate, dict), "simulate", "JSON オブジェクト")
     for key in simulate:
-        require(key in SIMULATE, f"simulate.{key:.64}", f"{'、'.join(SIMULATE)} のどれか")
+        shown = key[:64] if key.isprintable() else "（表示できない名前）"
+        require(key in SIMULATE, f"simulate.{shown}", f"{'、'.join(SIMULATE)} のどれか")
     timeouts, seconds, declined = map((SIMULATE | simulate).get, SIMULATE)
     require(is_int(timeouts, 0, 10), "simulate.payment_timeouts", "0 以上 10 以下の整数")
     require(is_int(seconds, 0, 20), "simulate.payment_seconds", "0 以上 20 以下の整数")

@@ -25,12 +25,13 @@ def main(program: str) -> None:
     できなければ、対処方法を 1 文で示して終了コード 1 で終わる。Ctrl-C では 130 で終わる。
     """
     prepare()
-    problem = unusable_environment(Path(program).with_name("requirements.txt"))
+    path = Path(program).resolve()
+    problem = unusable_environment(path.with_name("requirements.txt"))
     if problem:
         stop(problem, 1)
     from .order import load, process
 
-    process(load(Path(program)), sys.argv[1:])
+    process(load(path), sys.argv[1:])
 
 
 def unusable_environment(requirements: Path) -> "str | None":

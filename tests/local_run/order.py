@@ -1,7 +1,6 @@
 """注文 1 件を、記録があればその続きから、実時間で処理する。"""
 
 import contextlib
-import importlib.util
 import inspect
 import json
 import logging
@@ -12,6 +11,7 @@ import sys
 import time
 import unicodedata
 from datetime import datetime, timedelta
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,11 +58,10 @@ def process(app: ModuleType, arguments: list[str], speed: float = 1) -> None:
 
 def load(program: Path) -> ModuleType:
     """ファイル名が何でも、モジュール app として読み込む。"""
-    spec = importlib.util.spec_from_file_location("app", program)
-    assert spec
-    assert spec.loader
-    app = sys.modules["app"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(app)
+    loader = SourceFileLoader("app", str(program))
+    app = sys.modules["app"] = ModuleType("app")
+    app.__file__ = str(program)
+    loader.exec_module(app)
     return app
 
 
@@ -71,7 +70,7 @@ def read_order(arguments: list[str]) -> Any:
     if not arguments:
         return README_ORDER
     text, *more = arguments
-    if more:
+    if more or text.startswith("-"):
         raise UnusableOrderError(
             "引数には、注文の JSON か JSON ファイルの名前を 1 つだけ指定してください"
         )
@@ -136,17 +135,26 @@ def run(app: ModuleType, order: Any, store: OrderStore) -> tuple[Execution, str]
 
 
 def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None:
-    """前のプロセスが残した実行を再開する。待機、再試行、期限の時刻は元のまま引き継ぐ。"""
+    """前のプロセスが残した実行を再開する。待機、再試行、期限の時刻は元のまま引き継ぐ。
+
+    実行タイムアウトは、止まっていた時間のうち、次の期限が過ぎた後を数えない。AWS なら、その間に
+    処理が進んでいるからである。
+    """
     if execution.is_complete:
         return
-    now = store.clock.now()
-    limit = timedelta(seconds=execution.start_input.execution_timeout_seconds)
+    # ランナーには、記録から再開する公開 API がない。次の 3 つの非公開 API は、ここだけで使う。
+    executor = runner._executor
+    now, last = store.clock.now(), store.last_time
     start = execution.get_operation_execution_started().start_timestamp
     assert start
-    if start + limit <= now:
+    assert last
+    callback = open_callback(execution)
+    due = callback[1] if callback else executor._earliest_pending_timestamp(execution)
+    left = start - min(now, max(last, due or last))
+    left += timedelta(seconds=execution.start_input.execution_timeout_seconds)
+    if left <= timedelta(0):
         execution.complete_timeout(ErrorObject.from_message("ExecutionTimeout"), now)
     execution.complete_due_operations(now)
-    callback = open_callback(execution)
     if callback and callback[1] <= now:
         kind = CallbackTimeoutType.TIMEOUT.value
         execution.complete_callback_timeout(callback[0], ErrorObject(kind, kind, None, None), now)
@@ -154,12 +162,10 @@ def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None
     store.update(execution)
     if execution.is_complete:
         return
-    # ランナーには、記録から再開する公開 API がない。次の非公開 API は、ここだけで使う。
-    executor = runner._executor
-    executor._launch_execution(execution, math.ceil((start + limit - now).total_seconds()))
+    executor._launch_execution(execution, math.ceil(left.total_seconds()))
     if callback:
-        left = CallbackOptions(math.ceil((callback[1] - now).total_seconds()))
-        executor._schedule_callback_timeouts(execution.durable_execution_arn, left, callback[0])
+        options = CallbackOptions(math.ceil((callback[1] - now).total_seconds()))
+        executor._schedule_callback_timeouts(execution.durable_execution_arn, options, callback[0])
 
 
 def open_callback(execution: Execution) -> tuple[str, datetime] | None:
@@ -211,9 +217,9 @@ def ask_approver(clock: OrderClock, expiry: datetime) -> bytes | None:
     except TimeoutError:
         say("\n期限が過ぎました。")
         return None
-    except (EOFError, OSError):
-        if at_terminal and not os.isatty(0):
-            stop(None, 1)
+    except (EOFError, OSError) as error:
+        if at_terminal and (isinstance(error, OSError) or not os.isatty(0)):
+            stop("\nターミナルがなくなりました。記録は残るので、再開できます。", 1)
         say("\n入力がないため、却下します。")
         return b'{"approved": false}'
     return json.dumps({"approved": DECISIONS[word], "approver": approver}).encode()

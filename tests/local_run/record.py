@@ -19,8 +19,9 @@ from .screen import stop
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS invocations (began REAL, ended REAL)",
-    "CREATE TABLE IF NOT EXISTS digest (sha256 TEXT, time REAL)",
+    "CREATE TABLE IF NOT EXISTS seal (sha256 TEXT, time REAL)",
 )
+GONE = "注文の記録が、処理の途中で削除されたか壊れました。もう一度実行してください。"
 
 
 class UnusableOrderError(Exception):
@@ -44,21 +45,23 @@ class OrderStore(SQLiteExecutionStore):
             self._init_db()
             for table in SCHEMA:
                 database.execute(table)
-            self.recorded = self._read(database)
-            last = database.execute("SELECT time FROM digest").fetchone()
-        # 壁時計が戻されていても、記録の続きの時刻から始める
-        self.clock = OrderClock(speed, datetime.fromtimestamp(last[0], UTC) if last else None)
+            if database.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:
+                raise ValueError("integrity_check")
+            arn = database.execute("SELECT durable_execution_arn FROM executions").fetchone()
+            seal, time = database.execute("SELECT sha256, time FROM seal").fetchone() or ("", 0)
+            if (arn or seal) and seal != self._digest(database):
+                raise ValueError("sha256")
+            self.recorded = self.load(*arn) if arn else None
+        self.last_time = datetime.fromtimestamp(time, UTC)
+        self.clock = OrderClock(speed, self.last_time)  # 壁時計が戻されていても、記録の続きから
         self.opened = True
 
-    def _read(self, database: sqlite3.Connection) -> Execution | None:
-        """前のプロセスが残した実行。"""
-        checked = database.execute("PRAGMA integrity_check").fetchall()
-        rows = database.execute("SELECT durable_execution_arn, data FROM executions").fetchall()
-        digests = database.execute("SELECT sha256 FROM digest").fetchall()
-        database.execute("SELECT began + ended FROM invocations").fetchall()
-        if checked != [("ok",)] or digests != [(digest_of(data),) for _, data in rows]:
-            raise ValueError("damaged")
-        return self.load(rows[0][0]) if rows else None
+    @staticmethod
+    def _digest(database: sqlite3.Connection) -> str:
+        """すべての記録の SHA-256。"""
+        parts = "data FROM executions", "began, ended FROM invocations", "time FROM seal"
+        rows = [database.execute(f"SELECT {part}").fetchall() for part in parts]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -73,24 +76,32 @@ class OrderStore(SQLiteExecutionStore):
                 return
             try:
                 if self.opened and not self.claim.is_held():
-                    stop("注文の記録が、処理の途中で削除されました。もう一度実行してください。", 1)
+                    stop(GONE, 1)
                 with contextlib.closing(self._get_connection()) as self.database, self.database:
                     self.database.execute("PRAGMA synchronous=FULL")
                     yield self.database
             except (sqlite3.Error, RuntimeError) as error:  # ランナーは RuntimeError で包む
                 if self.opened:
-                    stop(f"{unwritable(self.db_path, error)}。", 1)
+                    stop(
+                        f"{unwritable(self.db_path, error)}。" if is_unwritable(error) else GONE, 1
+                    )
                 raise
             finally:
                 self.database = None
 
-    def save(self, execution: Execution) -> None:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[tuple[sqlite3.Connection, float]]:
+        """書き込むための接続と現在の時刻（UNIX 時刻）を渡し、書き込みの後で封をする。"""
         with self._connection() as database:
-            super().save(execution)
-            (data,) = database.execute("SELECT data FROM executions").fetchone()
             now = self.clock.now().timestamp()
-            database.execute("DELETE FROM digest")
-            database.execute("INSERT INTO digest VALUES (?, ?)", [digest_of(data), now])
+            yield database, now
+            database.execute("DELETE FROM seal")
+            database.execute("INSERT INTO seal VALUES (NULL, ?)", [now])
+            database.execute("UPDATE seal SET sha256 = ?", [self._digest(database)])
+
+    def save(self, execution: Execution) -> None:
+        with self._writing():
+            super().save(execution)
 
     def delete(self) -> None:
         """記録のファイルだけを削除する。"""
@@ -101,15 +112,13 @@ class OrderStore(SQLiteExecutionStore):
 
     def began(self) -> int:
         """呼び出しの開始を記録し、何回目かを返す。"""
-        with self._connection() as database:
-            now = self.clock.now().timestamp()
+        with self._writing() as (database, now):
             insert = database.execute("INSERT INTO invocations VALUES (?, NULL)", [now])
             return int(insert.lastrowid or 0)
 
     def ended(self) -> None:
         last = "rowid = (SELECT max(rowid) FROM invocations)"
-        with self._connection() as database:
-            now = self.clock.now().timestamp()
+        with self._writing() as (database, now):
             database.execute(f"UPDATE invocations SET ended = ? WHERE {last}", [now])
 
     def invocations(self) -> list[tuple[datetime, datetime | None]]:
@@ -178,7 +187,3 @@ def unwritable(path: Path, error: Exception) -> str:
         f"{path.parent.name}/{path.name} に書き込めません（{why}）。"
         "ディスクの空きと権限を確認して、もう一度実行してください"
     )
-
-
-def digest_of(data: str) -> str:
-    return hashlib.sha256(data.encode()).hexdigest()

@@ -113,8 +113,15 @@ handler = app.handler
 
 
 if __name__ == "__main__":
+    from datetime import timedelta
+    from unittest import mock
+
+    from tests.local_run import record
     from tests.local_run.order import process
     from tests.local_run.screen import prepare
+    from tests.support.runner import OrderClock as Clock
 
     prepare()
-    process(app, sys.argv[1:], speed=5)
+    later = timedelta(seconds=float(os.environ.get("LATER", "0")))
+    with mock.patch.object(record, "OrderClock", lambda speed, last: Clock(speed, last + later)):
+        process(app, sys.argv[1:], speed=5)
