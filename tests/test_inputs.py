@@ -99,25 +99,24 @@ def test_every_order_ends_as_listed_and_only_approved_orders_are_charged(
             order = {**order, "order_id": f"order-{number}"}
         arn = runner.run_async(input=json.dumps(order), execution_timeout=60)
         started.append((arn, order, answer))
-    for arn, order, answer in started:
-        approved = answer_if_asked(runner, arn, order, answer)
-        result = runner.wait_for_result(arn, timeout=60)
+    answered = [answer_if_asked(runner, *order) for order in started]
+    results = [runner.wait_for_result(arn, timeout=60) for arn, *_ in started]
+    charges = services.done("charge")
+    for (_, order, _), approved, result in zip(started, answered, results, strict=True):
         key = f"{order.get('order_id')}-payment" if isinstance(order, dict) else ""
         if result.error is not None:
             assert result.error.type == "app.InvalidOrderError"
-            assert key not in services.done("charge")
+            assert key not in charges
             continue
         ended = outcome(result)
         total = sum(item["price"] * item["quantity"] for item in order["items"])
         assert ended["status"] in ENDINGS
         assert ended["total"] == total
-        if ended["status"] != "COMPLETED":
-            assert key not in services.done("charge")
-        else:
-            assert services.done("charge")[key] == total
+        assert (key in charges) is (ended["status"] == "COMPLETED")
+        if key in charges:
+            assert charges[key] == total
             assert approved if total >= app.APPROVAL_THRESHOLD else approved is None
-        if ended["status"] == "REJECTED":
-            assert approved is False
+        assert ended["status"] != "REJECTED" or approved is False
 
 
 def answer_if_asked(runner: LocalRunner, arn: str, order: Any, answer: bytes) -> bool | None:
@@ -148,33 +147,12 @@ def answer_if_asked(runner: LocalRunner, arn: str, order: Any, answer: bytes) ->
     return isinstance(value, dict) and value.get("approved") is True
 
 
-@pytest.mark.parametrize(
-    ("item", "status"),
-    [
-        ({"product_id": "prod-001", "price": 1, "quantity": 1}, "OUT_OF_STOCK"),
-        ({"product_id": "\U0001f600" * 64, "price": 1, "quantity": 10**9}, "OUT_OF_STOCK"),
-        ({"product_id": "p", "price": 1.5, "quantity": 1}, "InvalidOrderError"),
-    ],
-)
-def test_very_many_lines_up_to_the_payload_limit(
-    runner: LocalRunner, item: dict[str, Any], status: str
-) -> None:
-    line = json.dumps(item)
+def test_very_many_lines_up_to_the_payload_limit(runner: LocalRunner) -> None:
+    line = json.dumps({"product_id": "\U0001f600" * 64, "price": 1, "quantity": 10**9})
     items = ", ".join([line] * (6_000_000 // len(line) - 2))
     result = runner.run(input=f'{{"order_id": "order-123", "items": [{items}]}}')
-
-    if result.error is not None:
-        assert result.error.type == f"app.{status}"
-    else:
-        assert outcome(result)["status"] == status
-        assert len(result.result or "") < 256 * 1024
-        assert len(result.get_step("check_stock").result or "") < 256 * 1024
-
-
-def test_many_different_unknown_products_fit_the_result(runner: LocalRunner) -> None:
-    items = [{"product_id": f"x{n}", "price": 1, "quantity": 1} for n in range(20_000)]
-    result = outcome(runner.run(input=json.dumps(order_of() | {"items": items})))
-    assert result["products"] == [f"x{n}" for n in range(10)]
+    assert outcome(result)["status"] == "OUT_OF_STOCK"
+    assert len(result.get_step("check_stock").result or "") < 256 * 1024
 
 
 SECRET = "4111-1111-1111-1111"
@@ -185,9 +163,7 @@ SECRET = "4111-1111-1111-1111"
     [
         {"order_id": SECRET + "/"},
         {"order_id": "order-1", "items": [{"product_id": SECRET, "price": SECRET, "quantity": 1}]},
-        {"order_id": "order-1", "items": [{"product_id": SECRET, "price": 1, "quantity": SECRET}]},
         {"order_id": "order-1", "items": SECRET, SECRET: SECRET},
-        {"order_id": "order-1", "items": [SECRET]},
         order_of(name=SECRET, simulate={"payment_timeouts": SECRET}),
         order_of(note=SECRET, simulate={"card_declined": True}),
         order_of(simulate={"note": SECRET}),

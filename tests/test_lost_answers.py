@@ -119,6 +119,7 @@ def test_unforeseen_error_after_a_charge_leaves_nothing_charged(
     assert str(result.error.message).startswith(expected)
     assert (services.done("charge"), services.done("notice")) == ({}, {})
     assert services.done("cancellation")
+    assert len(services.asked("charge")) == 1  # 再試行していない
 
 
 def test_charge_that_arrives_after_its_cancellation_is_refused(services: OutsideServices) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,13 +92,14 @@ class OutsideServices:
 
     def _record(self, kind: str, key: str, value: object) -> None:
         """べき等性キーごとに 1 度だけ書く。同じキーで内容が違えば拒否する。"""
-        text = json.dumps(value)
+        book, draft = self.books / f"done-{kind}-{key}", self.books / f"draft-{uuid.uuid4()}"
+        draft.write_text(json.dumps(value))
         try:
-            with open(self.books / f"done-{kind}-{key}", "x") as book:
-                book.write(text)
+            os.link(draft, book)  # 途中で終了しても、書きかけは残らない
         except FileExistsError:
-            if (self.books / f"done-{kind}-{key}").read_text() != text:
+            if book.read_text() != draft.read_text():
                 raise RuntimeError("同じべき等性キーで内容の違う依頼を拒否しました") from None
+        draft.unlink()
 
     def _die_if_told(self, kind: str, when: str) -> None:
         try:
