@@ -22,6 +22,7 @@ from tests.benchmark import prices
 from tests.benchmark.per_order import measure
 from tests.local_aws.gateway import LocalAws
 from tests.local_run import README_ORDER
+from tests.support.account import Account
 from tests.support.flows import FLOWS, outcome
 from tests.support.runner import LocalRunner, OrderClock
 from tests.support.terminal import FAST
@@ -185,22 +186,36 @@ def test_second_command_is_what_ci_runs() -> None:
     assert TESTS[0] in (ROOT / ".ci" / "run").read_text("utf-8")
 
 
+# ---- 壊してみる ------------------------------------------------------------------
+
+EDITS = re.findall(
+    r"^```diff\n(.*?)^```\n\n```bash\n(.*?)^```\n\n`(test_\w+)`.*?^```text\n(.*?)^```$",
+    EXERCISES,
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@pytest.mark.parametrize(("diff", "command", "test", "shown"), EDITS, ids=range(1, 5))
+def test_each_edit_breaks_one_promise(
+    folder: Path, diff: str, command: str, test: str, shown: str
+) -> None:
+    old, new = (
+        "".join(f"{line[1:]}\n" for line in diff.splitlines() if line.startswith(sign))
+        for sign in "-+"
+    )
+    program = folder / "app.py"
+    assert program.read_text("utf-8").count(old) == 1
+    program.write_text(program.read_text("utf-8").replace(old, new), "utf-8")
+    done = subprocess.run(
+        shlex.split(command), cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1
+    assert shown in done.stdout
+    assert re.search(rf"^FAILED \S+::{test}\b", done.stdout, re.MULTILINE)
+    assert re.search(r"^1 failed, 3 passed", done.stdout, re.MULTILINE)
+
+
 # ---- AWS で ----------------------------------------------------------------------
-
-
-class Place:
-    """コマンドを実行する AWS: 環境変数と、名前の末尾と、出力から伏せるもの。"""
-
-    def __init__(self, environment: dict[str, str], suffix: str = "") -> None:
-        self.environment, self.suffix = environment, suffix
-
-    def masked(self, printed: str) -> str:
-        """アカウント、リージョン、名前の末尾、CLI v2 だけの言い回しを、README のものにする。"""
-        printed = re.sub(r"(?<=:)\d{12}(?=:)", "123456789012", printed)
-        printed = printed.replace(self.environment["AWS_DEFAULT_REGION"], "ap-northeast-1")
-        printed = re.sub(r"^aws: \[ERROR\]: ", "", printed, flags=re.MULTILINE)
-        printed = re.sub(r"\n+Additional error details:\n(?:.+\n)*", "\n", printed)
-        return printed.replace(self.suffix, "") if self.suffix else printed
 
 
 class Shell:
@@ -208,27 +223,22 @@ class Shell:
 
     MARK = "--- block ended ---"
 
-    def __init__(self, folder: Path, place: Place) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], suffix: str = "") -> None:
+        self.region, self.suffix = environment["AWS_DEFAULT_REGION"], suffix
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        self.place = place
+        here = {"HOME": str(folder), "AWS_CONFIG_FILE": str(folder / "aws-config")}
         self.shell = subprocess.Popen(
             ["bash"],
             cwd=folder,
-            env={
-                **kept,
-                **place.environment,
-                "HOME": str(folder),
-                "AWS_CONFIG_FILE": str(folder / "aws-config"),
-                "AWS_EC2_METADATA_DISABLED": "true",
-            },
+            env={**kept, **environment, **here, "AWS_EC2_METADATA_DISABLED": "true"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        account = self.type(PREPARE[0].replace("SUFFIX=\n", f"SUFFIX={place.suffix}\n"))
+        account = self.type(PREPARE[0].replace("SUFFIX=\n", f"SUFFIX={suffix}\n"))
         assert '"Account": "' in account, account
-        if place.suffix:  # venv の aws ではなく、もとの PATH の aws を使う
+        if suffix:  # venv の aws ではなく、もとの PATH の aws を使う
             self.type(f'aws() {{ "{shutil.which("aws")}" "$@"; }}')
         else:
             self.type("sleep() { python -m tests.support.idle; }")
@@ -247,18 +257,22 @@ class Shell:
 
     def check(self, block: Block) -> None:
         command, shown = block
-        printed = self.place.masked(self.type(command))
+        printed = self.masked(self.type(command))
         if shown is None:
             assert not ERRORS.search(printed), printed
             return
         printed, shown = without_times(printed), without_times(shown)
-        if self.place.suffix:  # 名前が長い分だけ、表の幅も違う
-            printed, shown = squeezed(printed), squeezed(shown)
+        if self.suffix:  # 名前が長い分だけ、表の幅も違う
+            printed, shown = (re.sub(r"([ -])\1+", r"\1", text) for text in (printed, shown))
         assert_shown(printed, shown)
 
-
-def squeezed(text: str) -> str:
-    return re.sub(r"([ -])\1+", r"\1", text)
+    def masked(self, printed: str) -> str:
+        """アカウント、リージョン、名前の末尾、CLI v2 だけの言い回しを、README のものにする。"""
+        printed = re.sub(r"(?<=:)\d{12}(?=:)", "123456789012", printed)
+        printed = printed.replace(self.region, "ap-northeast-1")
+        printed = re.sub(r"^aws: \[ERROR\]: ", "", printed, flags=re.MULTILINE)
+        printed = re.sub(r"\n+Additional error details:\n(?:.+\n)*", "\n", printed)
+        return printed.replace(self.suffix, "") if self.suffix else printed
 
 
 @pytest.fixture
@@ -281,7 +295,7 @@ def test_every_aws_command_prints_what_is_shown(
     assert_shown(printed.replace(endpoint, "http://127.0.0.1:4566"), expected)
 
     exports = dict(re.findall(r"(\w+)=(\S*)", re.sub(r",?\$\S*no_proxy\S*", "", printed)))
-    shell = Shell(folder, Place(exports))
+    shell = Shell(folder, exports)
     for block in [*LESSON, *WITH_CLI]:
         shell.check(block)
     shell.leave_an_order_waiting()
@@ -300,25 +314,18 @@ def test_every_aws_command_prints_what_is_shown(
     ]
 
 
-def test_clean_up_with_empty_names_does_nothing_and_does_not_say_all_is_gone(
-    folder: Path,
-) -> None:
-    with LocalAws() as aws:
-        environment = {"AWS_ENDPOINT_URL": aws.endpoint, "AWS_ACCESS_KEY_ID": aws.access_key}
-        secret = {"AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-west-2"}
-        names = {"FUNCTION_NAME": "", "ROLE_NAME": "", "HOME": str(folder)}
-        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        for command, _ in CLEAN_UP:
-            for part in command.split("\n\n"):
-                done = subprocess.run(
-                    ["bash", "-c", part],
-                    env={**os.environ, **environment, **secret, **names, **path},
-                    cwd=folder,
-                    capture_output=True,
-                    text=True,
-                )
-                assert done.stdout == ""
-                assert "parameter null or not set" in done.stderr or part.startswith("rm -f")
+def test_clean_up_with_empty_names_stops_before_it_asks_aws(folder: Path) -> None:
+    names = os.environ | {"FUNCTION_NAME": "", "ROLE_NAME": "", "HOME": str(folder)}
+    for command in "\n\n".join(command for command, _ in CLEAN_UP).split("\n\n"):
+        done = subprocess.run(
+            ["bash", "-c", f'aws() {{ echo "$@"; }}\n{command}'],
+            env=names,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == ""
+        assert "parameter null or not set" in done.stderr or command.startswith("rm -f")
 
 
 @pytest.mark.aws
@@ -335,8 +342,8 @@ def test_every_aws_command_prints_in_an_account_what_is_shown(folder: Path) -> N
     }
     for name in ("AWS_ENDPOINT_URL", "AWS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY"):
         environment |= {name: os.environ[name]} if name in os.environ else {}
-    place = Place({k: v for k, v in environment.items() if v}, f"-{uuid.uuid4().hex[:8]}")
-    shell = Shell(folder, place)
+    environment = {name: value for name, value in environment.items() if value}
+    shell = Shell(folder, environment, f"-{uuid.uuid4().hex[:8]}")
     try:
         for block in [*LESSON, *(block for block in WITH_CLI if block not in KILL)]:
             shell.check(block)
@@ -368,15 +375,11 @@ def test_account_without_credentials_gets_one_sentence(folder: Path) -> None:
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def everything(aws: LocalAws) -> list[str]:
-    session = boto3.Session(aws.access_key, "test", region_name="us-west-2")
-    functions, roles, groups = (
-        session.client(name, endpoint_url=aws.endpoint) for name in ("lambda", "iam", "logs")
-    )
+def everything(account: Account) -> list[str]:
     return [
-        *(function["FunctionName"] for function in functions.list_functions()["Functions"]),
-        *(role["RoleName"] for role in roles.list_roles()["Roles"]),
-        *(group["logGroupName"] for group in groups.describe_log_groups()["logGroups"]),
+        *(function["FunctionName"] for function in account.functions.list_functions()["Functions"]),
+        *(role["RoleName"] for role in account.iam.list_roles()["Roles"]),
+        *(group["logGroupName"] for group in account.logs.describe_log_groups()["logGroups"]),
     ]
 
 
@@ -389,10 +392,11 @@ def test_account_is_tried_out_and_left_clean_even_after_a_failure(
         readme = folder / "README.md"
         readme.write_text(README.replace("を作成しました\n", "を消します\n"))
     with LocalAws() as aws:
+        account = Account(aws.endpoint, aws.access_key, "us-west-2")
         keys = {"AWS_ACCESS_KEY_ID": aws.access_key, "AWS_SECRET_ACCESS_KEY": "test"}
         region = {"AWS_ENDPOINT_URL": aws.endpoint, "AWS_DEFAULT_REGION": "us-west-2"}
-        before = everything(aws)  # ほかのテストが残したもの
+        before = everything(account)  # ほかのテストが残したもの
         done = run_in_account(folder, **keys, **region, NO_PROXY="127.0.0.1")
         assert (done.returncode == 0) is not broken, done.stdout
         assert ("を消します" in done.stdout) is broken
-        assert everything(aws) == before
+        assert everything(account) == before

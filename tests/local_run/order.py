@@ -71,27 +71,18 @@ def read_order(arguments: list[str]) -> Any:
         return README_ORDER
     text, *more = arguments
     if more or text.startswith("-"):
-        raise UnusableOrderError(
-            "引数には、注文の JSON か JSON ファイルの名前を 1 つだけ指定してください"
-        )
+        raise UnusableOrderError("注文の JSON か JSON ファイルの名前を 1 つだけ指定してください")
     try:
         if not text.lstrip().startswith(("{", "[")):
             text = Path(text).read_text("utf-8-sig")
         return json.loads(text, parse_constant=int)  # NaN や Infinity は ValueError
-    except FileNotFoundError as error:
-        raise UnusableOrderError(
-            f"ファイル {text:.100} がありません。JSON か JSON ファイルの名前を指定してください"
-        ) from error
+    except FileNotFoundError:
+        problem = f"ファイル {text:.100} がありません"
     except json.JSONDecodeError as error:
-        raise UnusableOrderError(
-            f"注文を JSON として読み取れません（{error.lineno} 行 {error.colno} 文字目）。"
-            "JSON か JSON ファイルの名前を指定してください"
-        ) from error
+        problem = f"注文を JSON として読み取れません（{error.lineno} 行 {error.colno} 文字目）"
     except (ValueError, RecursionError, OSError) as error:
-        raise UnusableOrderError(
-            "注文の JSON またはファイルを読み取れません。"
-            "内容、文字コード（UTF-8）、権限を確認してください"
-        ) from error
+        problem = f"注文を読み取れません（{type(error).__name__}）"
+    raise UnusableOrderError(f"{problem}。JSON か、UTF-8 の JSON ファイルの名前を指定してください")
 
 
 # ---- 処理する --------------------------------------------------------------------
