@@ -24,7 +24,7 @@ from botocore.exceptions import ClientError
 from botocore.validate import validate_parameters
 
 from tests.local_aws import __main__ as command_line
-from tests.local_aws import iam, workers
+from tests.local_aws import iam
 from tests.local_aws.gateway import LocalAws
 from tests.support.account import (
     BASIC,
@@ -215,16 +215,6 @@ def test_unsigned_and_chunked_requests_are_refused(account: Account) -> None:
     assert exchange(Account(account.endpoint, "/"), HERE)[0] == 403
 
 
-def test_crash_of_moto_is_an_aws_error(
-    account: Account, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    broken = "moto.awslambda.responses.LambdaResponse.list_functions"
-    monkeypatch.setattr(broken, lambda _: 1 / 0)
-    message = refused("ServiceException", account.functions.list_functions)
-    assert "ZeroDivisionError" in message
-    assert capfd.readouterr().err == ""
-
-
 def test_what_the_demo_does_not_use_is_refused_in_a_sentence(account: Account, code: bytes) -> None:
     f, name = account.functions, account.create(code)
     arn = account.start(name, {"id": "beyond"})
@@ -248,51 +238,6 @@ def test_what_the_demo_does_not_use_is_refused_in_a_sentence(account: Account, c
 
 
 # 関数の設定とバージョン
-
-
-def test_durable_and_logging_config_are_in_every_response(account: Account, code: bytes) -> None:
-    durable = {"ExecutionTimeout": 60, "RetentionPeriodInDays": 3}
-    logging = {"LogFormat": "JSON", "ApplicationLogLevel": "DEBUG"}
-    name, f = account.create(code, DurableConfig=durable, LoggingConfig=logging), account.functions
-    answers = [
-        f.publish_version(FunctionName=name),
-        f.get_function(FunctionName=name)["Configuration"],
-        f.get_function_configuration(FunctionName=name, Qualifier="1"),
-        f.update_function_configuration(FunctionName=name, Timeout=9),
-        f.update_function_code(FunctionName=name, ZipFile=code),
-        *f.list_versions_by_function(FunctionName=name)["Versions"],
-    ]
-    for answer in answers:
-        assert answer["DurableConfig"] == durable
-        assert logging.items() <= answer["LoggingConfig"].items()
-
-
-def test_durable_config_changes_only_on_a_durable_function(account: Account, code: bytes) -> None:
-    name = account.create(code)
-    nothing_durable = account.create(code, DurableConfig=None)
-    change: dict[str, Any] = {"FunctionName": name, "DurableConfig": {"ExecutionTimeout": 5}}
-    updated = account.functions.update_function_configuration(**change)
-    assert updated["DurableConfig"] == {"ExecutionTimeout": 5, "RetentionPeriodInDays": 3}
-    version = account.functions.get_function_configuration(FunctionName=name, Qualifier="1")
-    assert version["DurableConfig"]["ExecutionTimeout"] == 864_000
-    change["FunctionName"] = nothing_durable
-    update = account.functions.update_function_configuration
-    refused("InvalidParameterValueException", update, **change)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"ExecutionTimeout": 31_622_401},
-        {"ExecutionTimeout": 60, "RetentionPeriodInDays": 91},
-        {"RetentionPeriodInDays": 1},
-    ],
-)
-def test_durable_config_out_of_range_is_refused(
-    account: Account, plain: bytes, wrong: dict[str, int]
-) -> None:
-    with pytest.raises(ClientError, match=r"ValidationException|InvalidParameterValue"):
-        account.create(plain, DurableConfig=wrong)
 
 
 def test_each_update_makes_the_next_publish_mint_a_version(account: Account, plain: bytes) -> None:
@@ -391,37 +336,6 @@ def test_other_regions_and_accounts_are_refused(
 # 呼び出し
 
 
-def test_execution_has_every_documented_field(account: Account, function: str) -> None:
-    answer = account.functions.invoke(
-        FunctionName=function, Qualifier="1", InvocationType="Event", Payload='{"id": "a"}'
-    )
-    assert (answer["StatusCode"], answer["ExecutedVersion"]) == (202, "1")
-    arn = answer["DurableExecutionArn"]
-    model = botocore.session.get_session().get_service_model("lambda")
-    assert re.fullmatch(model.shape_for("DurableExecutionArn").metadata["pattern"], arn)
-    assert arn.startswith(f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{function}:1/durable-exec")
-    assert account.result(arn) == {"id": "a", "started": "one", "version": "one", "attempts": 2}
-    execution = account.describe(arn)
-    assert json.loads(execution["InputPayload"]) == {"id": "a"}
-    assert execution["FunctionArn"].endswith(f":function:{function}:1")
-    assert execution["Version"] == "1"
-    assert execution["DurableConfig"] == {"ExecutionTimeout": 864_000, "RetentionPeriodInDays": 3}
-    assert execution["EndTimestamp"] > execution["StartTimestamp"]
-
-
-def test_synchronous_invoke_answers_with_the_result(account: Account, code: bytes) -> None:
-    name = account.create(code, DurableConfig={"ExecutionTimeout": 900})
-    call = account.functions.invoke
-    answer = call(FunctionName=f"{name}:1", Payload='{"id": "sync"}')
-    assert answer["StatusCode"] == 200
-    assert json.loads(answer["Payload"].read())["id"] == "sync"
-    answer = call(FunctionName=f"{name}:1", Payload='{"id": "bad", "fail": true}')
-    assert answer["FunctionError"] == "Unhandled"
-    assert json.loads(answer["Payload"].read())["errorMessage"] == "だめ"
-    execution = account.describe(answer["DurableExecutionArn"])
-    assert (execution["Status"], execution["Error"]["ErrorMessage"]) == ("FAILED", "だめ")
-
-
 def test_synchronous_invoke_is_refused_where_it_could_take_too_long(
     account: Account, code: bytes
 ) -> None:
@@ -431,21 +345,6 @@ def test_synchronous_invoke_is_refused_where_it_could_take_too_long(
     )
     assert message.startswith("You cannot synchronously invoke a durable function")
     assert account.result(account.start(name, {"id": "event"}))["id"] == "event"
-
-
-def test_each_way_to_name_a_version(account: Account, function: str) -> None:
-    arn = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{function}"
-    for name, qualifier, version in (
-        (f"{function}:1", None, "1"),
-        (f"{arn}:1", None, "1"),
-        (f"{ACCOUNT}:function:{function}", "1", "1"),
-        (function, "$LATEST", "$LATEST"),
-    ):
-        asked = {"FunctionName": name, "InvocationType": "Event", "Payload": '{"id": "b"}'}
-        asked |= {"Qualifier": qualifier} if qualifier else {}
-        answer = account.functions.invoke(**asked)
-        assert answer["ExecutedVersion"] == version
-        assert f":{version}/durable-execution/" in answer["DurableExecutionArn"]
 
 
 def test_invoke_refuses_what_aws_refuses(account: Account, function: str) -> None:
@@ -487,32 +386,6 @@ def all_executions(account: Account, function: str, **filters: Any) -> list[Any]
     listing = account.functions.get_paginator("list_durable_executions_by_function")
     pages = listing.paginate(FunctionName=function, PaginationConfig={"PageSize": 7}, **filters)
     return [execution for page in pages for execution in page["DurableExecutions"]]
-
-
-def test_listing_filters_and_orders(account: Account, code: bytes) -> None:
-    name = account.create(code)
-    names = [f"n{number}" for number in range(8)]
-    failing = {"id": "x", "fail": True}
-    started = [account.start(name, {"id": n}, DurableExecutionName=n) for n in names]
-    started += [account.start(name, failing, DurableExecutionName="bad")]
-    for arn in started:
-        account.ended(arn)
-    account.start(name, {"id": "y"}, DurableExecutionName="latest", Qualifier="$LATEST")
-
-    def listed(**filters: Any) -> list[str]:
-        found = all_executions(account, name, **filters)
-        return [execution["DurableExecutionName"] for execution in found]
-
-    assert listed(Qualifier="1") == ["bad", *reversed(names)]
-    assert listed(Qualifier="1", ReverseOrder=True) == [*names, "bad"]
-    assert listed(Qualifier="$LATEST") == ["latest"]
-    assert listed(DurableExecutionName="n3") == ["n3"]
-    assert listed(Qualifier="1", Statuses=["FAILED"]) == ["bad"]
-    assert listed(Qualifier="1", Statuses=["FAILED", "RUNNING"]) == ["bad"]
-    assert len(listed()) == 10
-    listing = account.functions.list_durable_executions_by_function
-    refused("ResourceNotFoundException", listing, FunctionName="nothing")
-    refused("InvalidParameterValueException", listing, FunctionName=name, Marker="nothing")
 
 
 @pytest.mark.parametrize("reverse", [True, False])
@@ -592,33 +465,6 @@ def test_answer_that_is_no_utf8_leaves_the_callback_open(account: Account, funct
     assert account.result(arn)["answer"] == "はい"
 
 
-def test_failure_answer_fails_the_callback(account: Account, function: str) -> None:
-    arn = account.start(function, {"id": "t", **ASK})
-    account.functions.send_durable_execution_callback_failure(
-        CallbackId=account.callback(arn), Error={"ErrorMessage": "却下", "ErrorType": "No"}
-    )
-    execution = account.ended(arn)
-    assert execution["Status"] == "FAILED"
-    assert "却下" in execution["Error"]["ErrorMessage"]
-
-
-def test_stop_ends_a_waiting_order(account: Account, function: str) -> None:
-    arn = account.start(function, {"id": "u", **ASK})
-    callback = account.callback(arn)
-    stopped = account.functions.stop_durable_execution(
-        DurableExecutionArn=arn, Error={"ErrorType": "Cleanup", "ErrorMessage": "片付け"}
-    )
-    assert stopped["StopTimestamp"]
-    execution = account.describe(arn)
-    assert execution["Status"] == "STOPPED"
-    assert execution["Error"]["ErrorMessage"] == "片付け"
-    refused(
-        "CallbackTimeoutException",
-        account.functions.send_durable_execution_callback_success,
-        CallbackId=callback,
-    )
-
-
 def test_unknown_executions_and_callbacks_are_404(account: Account, function: str) -> None:
     f = account.functions
     unknown = f"{account.start(function, {'id': 'v'}).rpartition('/')[0]}/{uuid.uuid4()}"
@@ -692,20 +538,6 @@ def test_invocation_that_died_is_in_the_history_in_its_place(
     assert not [invocation for invocation in others if "Error" in invocation]
 
 
-def test_history_in_pages(account: Account, function: str) -> None:
-    arn = account.start(function, {"id": "pages", "steps": 50})
-    account.result(arn)
-    get = account.functions.get_durable_execution_history
-    pages = account.functions.get_paginator("get_durable_execution_history").paginate
-    one: dict[str, Any] = {"DurableExecutionArn": arn}
-    whole = [event for page in pages(**one) for event in page["Events"]]
-    assert [event["EventId"] for event in whole] == list(range(1, len(whole) + 1))
-    assert get(**one)["Events"] == get(**one, MaxItems=0)["Events"] == whole[:100] != whole
-    assert len(details(whole, "StepSucceeded", "one of many")) == 50
-    backwards = pages(**one, ReverseOrder=True, PaginationConfig={"PageSize": 30})
-    assert [event for page in backwards for event in page["Events"]] == whole[::-1]
-
-
 # IAM
 
 
@@ -766,31 +598,6 @@ def test_permissions_boundary_counts(account: Account, code: bytes) -> None:
     assert account.result(account.start(account.create(code, role), {"id": "in"}))
 
 
-def test_policy_change_takes_effect_at_once(account: Account, code: bytes) -> None:
-    role = account.role()
-    arn = account.start(account.create(code, role), {"id": "z", **ASK})
-    callback = account.callback(arn)
-    account.allow(role, policy("Deny", Action="lambda:Checkpoint*", Resource="*"), "deny")
-    account.send(callback, "yes")
-    assert "explicit deny" in account.ended(arn)["Error"]["ErrorMessage"]
-
-
-def test_each_durable_action_is_checked_for_the_role(
-    server: LocalAws, account: Account, code: bytes
-) -> None:
-    role = account.role(None)
-    arn = account.start(account.create(code, role), {"id": "z"})
-    account.ended(arn)
-    (key,) = (w.access_key for w in server.workers.idle if w.function.role == role)
-    worker = Account(server.endpoint, key).functions
-    asked: dict[str, Any] = {"DurableExecutionArn": arn, "CheckpointToken": "aaaa"}
-    for call in (worker.checkpoint_durable_execution, worker.get_durable_execution_state):
-        refused("AccessDeniedException", call, **asked)
-    account.allow(role, policy(Action=DURABLE_ACTIONS, Resource="*"))
-    for call in (worker.checkpoint_durable_execution, worker.get_durable_execution_state):
-        refused("InvalidParameterValueException", call, **asked)
-
-
 # ワーカーとログ
 
 
@@ -814,22 +621,6 @@ def test_worker_sees_the_zip_and_boto3_and_nothing_else(
     assert 0 < seen["remaining"] <= 30_000
 
 
-def test_worker_left_midway_is_never_used_again(
-    account: Account, code: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = account.create(code)
-    left = []
-
-    def leave(*_: Any) -> None:
-        left.append(account)
-        monkeypatch.undo()
-        raise RuntimeError("left midway")
-
-    monkeypatch.setattr(workers, "write_log", leave)
-    assert account.result(account.start(name, {"id": "midway"}))["attempts"] == 2
-    assert left
-
-
 def test_full_disk_while_unpacking_is_over_when_there_is_room(
     account: Account, code: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -849,38 +640,6 @@ def test_import_error_of_the_handler_fails_the_execution(account: Account) -> No
     assert execution["Status"] == "FAILED"
     assert execution["Error"]["ErrorType"] == "Runtime.ImportModuleError"
     assert any("No module named 'nowhere'" in message for message in account.messages(name))
-
-
-def test_logs_are_json_lines_in_order_and_can_be_deleted(account: Account, code: bytes) -> None:
-    name = account.create(code)
-    arn = account.start(name, {"id": "logged"})
-    account.result(arn)
-    messages = account.messages(name)
-    # print はそのまま、呼び出しのたびに。ステップのログは JSON で、1 回だけ。
-    assert messages.count("呼び出し logged") == 3
-    lines = [json.loads(message) for message in messages if message.startswith("{")]
-    (accepted,) = [line for line in lines if line.get("message") == "受け付け logged"]
-    assert accepted["level"] == "INFO"
-    assert accepted["executionArn"] == arn
-    assert accepted["order"] == "logged"
-    assert re.fullmatch(r"[0-9a-f-]{36}", accepted["requestId"])
-    group = f"/aws/lambda/{name}"
-    (*_, event) = account.logs.filter_log_events(logGroupName=group)["events"]
-    assert re.fullmatch(r"\d{4}/\d\d/\d\d/\[1\][0-9a-f]{32}", event["logStreamName"])
-    account.logs.delete_log_group(logGroupName=group)
-    refused("ResourceNotFoundException", account.logs.filter_log_events, logGroupName=group)
-
-
-@pytest.mark.parametrize("allowed", ["logs:CreateLogGroup", "logs:PutLogEvents"])
-def test_role_without_every_log_permission_leaves_no_log(account: Account, allowed: str) -> None:
-    role = account.role()
-    account.iam.detach_role_policy(RoleName=role.rpartition("/")[2], PolicyArn=BASIC)
-    account.allow(role, policy(Action=allowed, Resource="*"), "logs")
-    name = account.create(zipped("print('loaded')\n1 / 0", with_sdk=False), role)
-    account.ended(account.start(name))
-    groups = account.logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{name}")
-    assert len(groups["logGroups"]) == (allowed == "logs:CreateLogGroup")
-    assert not groups["logGroups"] or account.messages(name) == []
 
 
 # 時計とコマンド
