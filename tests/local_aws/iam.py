@@ -1,19 +1,14 @@
-"""moto の IAM に登録されたロールで、Lambda に許可される操作を判定する。
-
-moto の判定処理は `$LATEST` の `$` や `?`、NotResource を誤って解釈し、一致しない Condition を拒否と
-みなすので、ポリシードキュメントだけを moto から取得する。Condition は評価しない。Condition を含む
-ステートメントは、Allow なら無視し、Deny なら拒否する（安全側に倒す）。
-"""
+"""moto の IAM に登録されたロールで、Lambda に許可される操作を判定する。"""
 
 import json
-import re
-from typing import Any
 
-from moto.iam.models import ManagedPolicy, Role, iam_backends
+from moto.iam.access_control import IAMPolicy, PermissionResult
+from moto.iam.models import Role, iam_backends
 
 from . import ACCOUNT
 from .errors import AwsError
 
+# moto の判定（IAMPolicy）は、このデモのポリシーには正しい。Condition があれば拒否とみなす。
 IAM = iam_backends[ACCOUNT]["aws"]
 
 
@@ -34,48 +29,23 @@ def refusal(role_arn: str, action: str, resource: str) -> str | None:
     role = find_role(role_arn)
     if role is None:
         return "because the role does not exist"
-    documents = [*role.policies.values(), *map(_default, role.managed_policies.values())]
-    policies = {"identity-based policy": documents}
+    policies = {"identity-based policy": [*role.policies.values(), *role.managed_policies.values()]}
     if arn := role.permissions_boundary_arn:
-        policies["permissions boundary"] = [_default(IAM.managed_policies[arn])]
+        policies["permissions boundary"] = [IAM.managed_policies[arn]]
     for kind, documents in policies.items():
-        statements = [
-            statement
-            for document in documents
-            for statement in _listed(json.loads(document)["Statement"])
-            if _matches(statement, "Action", action) and _matches(statement, "Resource", resource)
-        ]
-        if any(statement["Effect"] == "Deny" for statement in statements):
+        found = {
+            IAMPolicy(document).is_action_permitted(action, resource) for document in documents
+        }
+        if PermissionResult.DENIED in found:
             return f"with an explicit deny in the {kind}"
-        if not any(s["Effect"] == "Allow" and "Condition" not in s for s in statements):
+        if PermissionResult.PERMITTED not in found:
             return f"because no {kind} allows the {action} action"
     return None
 
 
 def trusts_lambda(role: Role) -> bool:
-    effects = {
-        statement["Effect"]
-        for statement in _listed(json.loads(role.assume_role_policy_document)["Statement"])
-        if isinstance(statement.get("Principal"), dict)
-        and "lambda.amazonaws.com" in _listed(statement["Principal"].get("Service"))
-        and _matches(statement, "Action", "sts:AssumeRole")
-    }
-    return effects == {"Allow"}
-
-
-def _default(policy: ManagedPolicy) -> str:
-    return next(str(version.document) for version in policy.versions if version.is_default)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _matches(statement: dict[str, Any], element: str, value: str) -> bool:
-    """ステートメントの Action か Resource（NotAction か NotResource）が value に当てはまるか。"""
-    flags = re.IGNORECASE if element == "Action" else 0
-    found = any(
-        re.fullmatch(re.escape(p).replace(r"\*", ".*").replace(r"\?", "."), value, flags)
-        for p in _listed(statement.get(element, statement.get(f"Not{element}")))
-    )
-    return found != (f"Not{element}" in statement)
+    """moto は信頼ポリシーの Principal を判定しない。"""
+    statements = json.loads(role.assume_role_policy_document)["Statement"]
+    found = statements if isinstance(statements, list) else [statements]
+    named = [s for s in found if "'lambda.amazonaws.com'" in str(s.get("Principal"))]
+    return {statement["Effect"] for statement in named} == {"Allow"}
