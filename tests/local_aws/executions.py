@@ -17,6 +17,7 @@ from aws_durable_execution_sdk_python_testing.exceptions import AwsApiException
 from aws_durable_execution_sdk_python_testing.execution import Execution
 from aws_durable_execution_sdk_python_testing.invoker import InvokeResponse, LambdaInvoker
 from aws_durable_execution_sdk_python_testing.stores.memory import InMemoryExecutionStore
+from aws_durable_execution_sdk_python_testing.threads import DaemonThreadPool
 from aws_durable_execution_sdk_python_testing.token import CallbackToken
 from aws_durable_execution_sdk_python_testing.worker.registry import ExecutionRegistry
 
@@ -73,6 +74,9 @@ class Executions(LambdaInvoker):
             registry=self.registry,
             clock=clock,
         )
+        # ランナーの同時呼び出し数は CPU 数 + 4 件までで、増やす公開 API がない。順番待ちが長いと、
+        # 待機の終了が呼び出しの終了より先に記録される。
+        self.executor._invocation_pool = DaemonThreadPool(max_workers=12)
         self.lock = threading.Lock()
         self.scheduler.start()  # type: ignore[no-untyped-call]
 
