@@ -65,9 +65,11 @@ def test_what_is_charged_and_what_the_customer_hears_agree(
 ) -> None:
     """COMPLETED なら 1 回だけ請求され、ほかなら請求されず、お客様は 1 度だけ本当のことを聞く。"""
     payments = UNANSWERED if cancellation else PAYMENTS  # 応答すれば、取り消しはない
-    for payment, order_id, result in results(runner, services, payments, cancellation, notice):
-        told = [told for told in services.done("notice").values() if told["order_id"] == order_id]
-        charged = services.done("charge").get(f"{order_id}-payment", 0)
+    ended = [*results(runner, services, payments, cancellation, notice)]
+    charges, notices = services.done("charge"), services.done("notice").values()
+    for payment, order_id, result in ended:
+        told = [notice for notice in notices if notice["order_id"] == order_id]
+        charged = charges.get(f"{order_id}-payment", 0)
         message = (result.error and result.error.message) or ""
         if cancellation in NEVER:  # 請求がどうなったか分からないので、お客様には何も言わない
             assert message.startswith(f"{order_id}-payment-cancellation "), payment
