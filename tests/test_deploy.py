@@ -440,9 +440,7 @@ EXPIRED = {"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b", "SessionTok
 EXPIRED["Expiration"] = "2020-01-01T00:00:00Z"
 ROLE = "role_arn = arn:aws:iam::123456789012:role/r\n"
 KEYS = "[profile keys]\naws_access_key_id = a\naws_secret_access_key = b\n"
-NOT_FOUND = (
-    "認証情報を取得できません。AWS_PROFILE などの設定を確認してください。（FileNotFoundError: "
-)
+NOT_FOUND = "認証情報を取得できません。AWS_PROFILE などの設定を確認してください。（FileNotFound"
 
 
 @pytest.mark.parametrize(
@@ -462,17 +460,13 @@ NOT_FOUND = (
         ({"FUNCTION_NAME": "order-processing-durable-bad name"}, "FUNCTION_NAME"),
         ({"FUNCTION_NAME": "order-processing-durable2"}, "durable-policy.json"),
         ({"FUNCTION_NAME": "my-order-processing-durable"}, "durable-policy.json"),
-        (
-            {"ROLE_NAME": "no-such-role"},
-            "「1. IAM ロールの作成」を実行してください。（NoSuchEntity",
-        ),
+        ({"ROLE_NAME": "no-such-role"}, "ロールの作成」を実行してください。（NoSuchEntity"),
         (profile("credential_process = /no/such/program"), NOT_FOUND),
         (profile(f"{ROLE}web_identity_token_file = /no/such/token"), NOT_FOUND),
         (profile("credential_process = false"), "認証情報を取得できません"),
         (profile("credential_process = echo garbage"), "（JSONDecodeError: "),
         (profile("credential_process = echo []"), "認証情報を取得できません"),
         (profile(f"credential_process = echo '{json.dumps(EXPIRED)}'"), "認証情報を取得できません"),
-        (profile(f"{ROLE}source_profile = keys\nmfa_serial = me\n{KEYS}"), "（EOFError: ）"),
         (profile(f"{ROLE}source_profile = nobody"), "（InvalidConfigError: "),
         ({"durable-policy.json": None}, "durable-policy.json"),
         ({"durable-policy.json": "\xff"}, "ファイルか出力を読み書きできません"),
@@ -480,26 +474,39 @@ NOT_FOUND = (
         ({"requirements.txt": None}, "requirements.txt"),
         ({"requirements.txt": "boto3\n"}, "requirements.txt に SDK の行がありません"),
         ({"requirements.txt": f"{deploy.SDK}==2.0.0\n"}, "requirements.txt の 2.0.0 と違います"),
-        ({"app.py": None}, "app.py を読み込めません"),
         ({"app.py": "def handler(\n"}, "app.py を読み込めません。原因を取り除いて"),
         ({"app.py": ""}, "EXECUTION_TIMEOUT"),
     ],
 )
 def test_odd_surroundings_get_one_sentence(
-    aws: Aws, tmp_path: Path, odd: dict[str, str | None], words: str
+    aws: Aws, tmp_path: Path, monkeypatch: Any, capsys: Any, odd: dict[str, Any], words: str
 ) -> None:
-    for name in ("deploy.py", "app.py", "durable-policy.json", "requirements.txt"):
+    for name in ("app.py", "durable-policy.json", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in (name for name in odd if "." in name):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(odd[name] or "", "latin-1")
-        if odd[name] is None:
+    monkeypatch.setattr(deploy, "ROOT", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    if "app.py" in odd:
+        monkeypatch.delitem(sys.modules, "app")
+    for name, value in odd.items():
+        if name in ("FUNCTION_NAME", "ROLE_NAME"):
+            monkeypatch.setattr(deploy, name, value)
+        elif "." not in name:
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+        elif value is None:
             (tmp_path / name).unlink()
-    environment: dict[str, Any] = {name: odd[name] for name in odd if "." not in name}
-    done = run_deploy(folder=tmp_path, **environment)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+        else:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(value, "latin-1")
+    assert words in failure(capsys)
+
+
+def test_mfa_code_without_a_terminal_gets_one_sentence(aws: Aws, tmp_path: Path) -> None:
+    (tmp_path / ".aws").mkdir()
+    source = f"{ROLE}source_profile = keys\nmfa_serial = me\n{KEYS}"
+    (tmp_path / ".aws" / "config").write_text(f"[default]\n{source}")
+    done = run_deploy(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "（EOFError: ）" in done.stderr
 
 
 def test_python_without_boto3_gets_one_sentence() -> None:
@@ -574,20 +581,9 @@ DENIED = "User: x is not authorized to perform: {} on resource: y"
         ("GetRole", "Throttling", "Rate exceeded", "混み合っています"),
         ("GetRole", "Teapot", "short and stout", "AWS API の呼び出しに失敗しました"),
         ("CreateFunction", "InvalidSignatureException", "Signature not yet current", "時刻が"),
-        (
-            "CreateFunction",
-            "AccessDeniedException",
-            DENIED.format("iam:PassRole"),
-            "iam:PassRole の",
-        ),
+        ("CreateFunction", "AccessDeniedException", DENIED.format("iam:PassRole"), "PassRole の"),
         ("CreateFunction", "ServiceQuotaExceededException", "quota", "クォータ"),
         ("CreateFunction", "CodeStorageExceededException", "limit", "クォータ"),
-        (
-            "GetFunctionConfiguration",
-            "UnrecognizedClientException",
-            "token",
-            "認証情報かリージョン",
-        ),
         ("GetFunctionConfiguration", "ResourceNotFoundException", "gone", "完了していない"),
         ("PublishVersion", "AccessDeniedException", "", "PublishVersion の権限がありません"),
     ],
@@ -602,14 +598,7 @@ def test_refusal_by_aws_gets_one_sentence_that_ends_with_its_name(
     assert f"（{code}: {denied[1] if denied else message}" in sentence
 
 
-HALF = [
-    "",
-    "{}",
-    '{"FunctionNa',
-    "<html>Login</html>",
-    "<html><p>Login</html>",
-    "<GetRoleResponse>",
-]
+HALF = ["", "{}", '{"FunctionNa', "<html><p>Login</html>", "<GetRoleResponse>"]
 
 
 @pytest.mark.parametrize("operation", ["GetRole", "GetFunctionConfiguration", "PublishVersion"])
@@ -650,6 +639,7 @@ def test_endpoint_or_proxy_that_is_no_aws_gets_one_sentence(
 # ---- ロールと、ほかの人の関数 -------------------------------------------------------
 
 LAMBDA = json.loads((ROOT / "trust-policy.json").read_text("utf-8"))["Statement"][0]
+NAME = "lambda.amazonaws.com"
 ELSEWHERE = {"StringNotEquals": {"aws:SourceAccount": "123456789012"}}
 
 
