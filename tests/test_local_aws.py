@@ -630,7 +630,7 @@ class Command:
 
 def test_ctrl_c_ends_every_process(tmp_path: Path, code: bytes) -> None:
     command, scratch = Command(), tmp_path / "busy"
-    assert "停止するとロール、関数、注文はすべて失われ" in command.printed
+    assert "停止するとすべて失われ" in command.printed
     account = command.account
     name = account.create(code)
     arn = account.start(name, {"id": "1", **ASK}, DurableExecutionName="order-1")

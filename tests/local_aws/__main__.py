@@ -17,15 +17,14 @@ except ModuleNotFoundError as error:
     sys.exit(f"パッケージ {error.name} がありません。{cure}")
 
 WELCOME = """\
-ローカル AWS が起動しました。停止するには Ctrl-C を押してください。
-停止するとロール、関数、注文はすべて失われ、「1. IAM ロールの作成」からやり直しになります。
+ローカル AWS が起動しました（停止は Ctrl-C）。\
+停止するとすべて失われ、「1. IAM ロールの作成」からやり直しになります。
 別のターミナルに次の行を貼り付けてください:
 
 export AWS_ENDPOINT_URL={endpoint}
 export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY=local
 export AWS_DEFAULT_REGION=ap-northeast-1 AWS_REGION=ap-northeast-1 AWS_PAGER=
-export no_proxy=127.0.0.1,${{no_proxy:-$NO_PROXY}}
-export NO_PROXY=$no_proxy
+export no_proxy=127.0.0.1,${{no_proxy:-$NO_PROXY}}; export NO_PROXY=$no_proxy
 unset AWS_PROFILE AWS_SESSION_TOKEN
 """
 
