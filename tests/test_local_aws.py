@@ -680,17 +680,18 @@ def test_server_killed_hard_leaves_no_worker(
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # 強制終了されれば、フォルダーは残る
     command = Command()
     assert command.process.stdout
-    try:
-        command.account.start(command.account.create(code), {"id": "orphan", **ASK})
-        pid = next(line for line in command.process.stdout if "pid=" in line).rpartition("=")[2]
-        os.kill(int(pid), 0)
-    finally:
-        command.process.kill()
-        command.process.communicate()
 
     def state() -> bytes:
         return subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True).stdout
 
+    try:
+        command.account.start(command.account.create(code), {"id": "orphan", **ASK})
+        line = next(line for line in command.process.stdout if "pid=" in line)
+        pid = line.strip().rpartition("=")[2]
+        assert state() != b""
+    finally:
+        command.process.kill()
+        command.process.communicate()
     assert eventually(lambda: state()[:1] in (b"", b"Z"))
 
 

@@ -171,6 +171,8 @@ def test_names_that_are_missing_long_or_unprintable_fit() -> None:
     nameless = event(0, "WaitStarted") | {"Id": "1"}
     labels = [line[:20].split()[0] for line in draw([*odd, nameless], START).splitlines()[1:-1]]
     assert labels == ["a" * 18 + "..", "承認承認承認承認承..", "?[31m?", "Wait"]
+    alike = [event(0, "WaitStarted", "same") | {"Id": number} for number in "12"]
+    assert draw(alike, START).count("same") == 2
 
 
 KINDS = boto3.client("lambda", region_name="us-east-1").meta.service_model.shape_for("EventType")
