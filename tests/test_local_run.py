@@ -150,7 +150,8 @@ def test_character_that_the_terminal_does_not_know_is_no_obstacle(terminal: Term
 def test_order_stopped_in_the_wait_goes_on_and_runs_no_recorded_step_again(
     terminal: Terminal, number: int, ending: tuple[int, str]
 ) -> None:
-    assert terminal.stop_at(WAITING, number) == ending
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # nohup でも
+    assert terminal.stop_at(WAITING, number, **heard) == ending
     terminal.let_time_pass(600)
     out = completed(terminal)
     assert out.startswith("前回の続きから、注文の処理を再開します。\n")

@@ -223,7 +223,7 @@ def test_picture_of_every_flow_names_its_operations_in_order(
         name for status, name in failed.items() if status == flow.status
     ]
     assert scale.endswith(("秒", "分"))
-    assert re.search(r"# +動いていたのは \d+\.\d 秒$", invocations)
+    assert re.search(r"# +動いていたのは \d+\.\d [秒分]$", invocations)
 
 
 # ---- python -m tests.timeline ------------------------------------------------------
