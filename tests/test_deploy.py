@@ -639,7 +639,6 @@ def test_endpoint_or_proxy_that_is_no_aws_gets_one_sentence(
 # ---- ロールと、ほかの人の関数 -------------------------------------------------------
 
 LAMBDA = json.loads((ROOT / "trust-policy.json").read_text("utf-8"))["Statement"][0]
-NAME = "lambda.amazonaws.com"
 ELSEWHERE = {"StringNotEquals": {"aws:SourceAccount": "123456789012"}}
 
 
@@ -647,10 +646,7 @@ ELSEWHERE = {"StringNotEquals": {"aws:SourceAccount": "123456789012"}}
     ("statement", "trusted"),
     [
         (LAMBDA, True),
-        (
-            [LAMBDA | {"Principal": {"Service": ["ec2.amazonaws.com", "lambda.amazonaws.com"]}}],
-            True,
-        ),
+        ([LAMBDA | {"Principal": {"Service": ["ec2", "lambda.amazonaws.com"]}}], True),
         ([LAMBDA, LAMBDA | {"Effect": "Deny", "Condition": ELSEWHERE}], True),
         ([LAMBDA, LAMBDA | {"Effect": "Deny"}], False),
         ([LAMBDA, LAMBDA | {"Effect": "Deny", "Principal": "*"}], False),

@@ -14,6 +14,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -215,6 +216,15 @@ def test_approval_times_out_at_its_time_after_going_on(
     assert (QUESTION in out) is asked
     assert result_in(out)["status"] == "APPROVAL_TIMED_OUT"
     assert terminal.services.done("charge") == {}
+
+
+def test_terminal_that_can_no_longer_be_read_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`& disown` でターミナルから切り離されると、読み取りだけが OSError になる。"""
+    Keyboard(monkeypatch, None)
+    monkeypatch.setattr("os.isatty", lambda _: True)
+    monkeypatch.setattr(order, "stop", mock.Mock(side_effect=SystemExit))
+    with pytest.raises(SystemExit):
+        order.ask_approver(OrderClock(), datetime.now(UTC) + timedelta(minutes=1))
 
 
 class JumpingClock(OrderClock):

@@ -90,11 +90,6 @@ def test_unknown_extra_fields_are_ignored(run_order: RunOrder) -> None:
     assert outcome(run_order(order))["status"] == "COMPLETED"
 
 
-def item_with(**fields: Any) -> dict[str, Any]:
-    item = order_of()["items"][0] | fields
-    return order_of() | {"items": [{k: v for k, v in item.items() if v is not ...}]}
-
-
 BAD_VALUES: dict[str, list[Any]] = {
     "注文": [[], "order-123", None, 5, math.nan],
     "order_id": [..., "", "a" * 65, "a/b", "a\n", "あ", 7, None],

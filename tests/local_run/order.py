@@ -138,7 +138,6 @@ def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None
     now, last = store.clock.now(), store.last_time
     start = execution.get_operation_execution_started().start_timestamp
     assert start
-    assert last
     callback = open_callback(execution)
     due = callback[1] if callback else executor._earliest_pending_timestamp(execution)
     left = start - min(now, max(last, due or last))

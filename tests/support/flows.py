@@ -21,6 +21,7 @@ APPROVE = b'{"approved": true, "approver": "sato"}'
 REJECT = b'{"approved": false, "approver": "sato", "reason": "over budget"}'
 DECLINED = order_of(simulate={"card_declined": True})
 ANSWERS = order_of(simulate={"payment_timeouts": 0})
+UNANSWERED = order_of(simulate={"payment_timeouts": 10})
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ FLOWS = [
     Flow("却下された注文", "REJECTED", TO_APPROVE, 5, 6, 2, REJECT),
     Flow("回答のない注文", "APPROVAL_TIMED_OUT", TO_APPROVE, 5, 6, 2),
     Flow("カードが拒否された注文", "PAYMENT_DECLINED", DECLINED, 5, 6, 2),
-    Flow(
-        "応答のない支払い", "PAYMENT_FAILED", order_of(simulate={"payment_timeouts": 10}), 9, 10, 5
-    ),
+    Flow("応答のない支払い", "PAYMENT_FAILED", UNANSWERED, 9, 10, 5),
     Flow("応答はないが請求は成立", "PAYMENT_FAILED", ANSWERS, 9, 10, 5, lost="LNLL"),
 ]
 

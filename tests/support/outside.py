@@ -2,7 +2,8 @@
 
 請求も通知もフォルダーのファイルに記録するので、プロセスが強制終了されても残る。環境変数 BOOKS が
 あれば、そのフォルダーで app.py の外部サービスを置き換える。ローカル AWS へは app.py と並べて
-デプロイする。`python -m tests.support.outside [注文]` は、5 倍速の `python app.py [注文]` になる。
+デプロイする。`python -m tests.support.outside [注文]` は、5 倍速の `python app.py [注文]` になり、
+環境変数 LATER の秒数だけ、前のプロセスより後に始まる。
 """
 
 import json
