@@ -18,6 +18,7 @@ import deploy
 from tests.support.flows import RunOrder
 from tests.support.outside import OutsideServices
 from tests.support.runner import LocalRunner
+from tests.support.terminal import Terminal
 
 ROOT = Path(app.__file__).parent
 
@@ -85,7 +86,13 @@ def run_order(runner: LocalRunner) -> RunOrder:
 def folder(tmp_path: Path) -> Path:
     """clone したばかりのフォルダー。パスに空白がある。"""
     clone = tmp_path / "clone of the demo"
-    left = shutil.ignore_patterns(".*", "__pycache__", "response.json", "function.zip")
+    # __pycache__ は、プロセスを始めるたびにコンパイルし直さないように残す
+    left = shutil.ignore_patterns(".*", "*.pyc.*", "response.json", "function.zip")
     shutil.copytree(ROOT, clone, ignore=left)
     (clone / ".venv").symlink_to(sys.prefix)
     return clone
+
+
+@pytest.fixture
+def terminal(folder: Path, services: OutsideServices) -> Terminal:
+    return Terminal(folder, services)

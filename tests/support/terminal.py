@@ -14,9 +14,8 @@ APP = ["app.py"]
 
 
 class Terminal:
-    def __init__(self, folder: Path, books: Path) -> None:
-        self.folder = folder
-        self.services = OutsideServices(books)
+    def __init__(self, folder: Path, services: OutsideServices) -> None:
+        self.folder, self.services = folder, services
         self.orders = folder / ".orders"
         self.record = self.orders / "order-123.db"
         self.later = 0
