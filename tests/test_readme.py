@@ -8,11 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import unicodedata
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -22,10 +25,10 @@ from tests.benchmark import prices
 from tests.benchmark.per_order import measure
 from tests.local_aws.gateway import LocalAws
 from tests.local_run import README_ORDER
-from tests.support.account import Account
+from tests.support.account import Account, eventually
 from tests.support.flows import FLOWS, outcome
 from tests.support.runner import LocalRunner, OrderClock
-from tests.support.terminal import FAST
+from tests.support.terminal import FAST, read_to
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -60,12 +63,23 @@ def section(text: str, title: str) -> str:
 
 FIRST, STOP, GO_ON = blocks(section(README, "### まず 1 件"))
 LOCAL_AWS, PREPARE = blocks(section(README, "### 準備"))
-LESSON = [block for number in "1234" for block in blocks(section(README, f"### {number}."))]
+CREATE = [*blocks(section(README, "### 1.")), *blocks(section(README, "### 2."))]
+LESSON = [*CREATE, *blocks(section(README, "### 3.")), *blocks(section(README, "### 4."))]
 CLEAN_UP = blocks(section(README, "### 5."))
 [TESTS] = blocks(section(README, "## テスト"))
 EDITED = blocks(section(EXERCISES, "## 止めている間に"))
 WITH_CLI = [block for block in blocks(EXERCISES) if "aws " in block[0]]
 KILL = blocks(section(EXERCISES, "## プロセスを強制終了"))
+DEPLOY_AGAIN = blocks(section(EXERCISES, "## 待っている間に"))
+LEFT_WAITING: list[Block] = [  # 承認を待つ注文を残す。片付けは、これを止めなければならない
+    (f"{command.partition('sleep 5')[0]}sleep 5".replace("order-200", "order-999"), None)
+    for command, _ in LESSON
+    if "order-200" in command
+]
+PARTS = [
+    [*LESSON, *DEPLOY_AGAIN, *LEFT_WAITING, *CLEAN_UP],
+    [*CREATE, *(block for block in WITH_CLI if block not in DEPLOY_AGAIN)],
+]
 
 
 def without_setup(command: str, folder: str = "") -> list[str]:
@@ -128,15 +142,10 @@ def test_stopped_in_the_wait_the_order_goes_on_as_shown(
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert process.stdout
         printed = ""
         if stopped:
-            while "待ちます" not in printed:
-                line = process.stdout.readline()
-                assert line, printed
-                printed += line
+            printed = read_to("ハンドラーは動きません\n", process) + "^C"
             process.send_signal(signal.SIGINT)
-            printed += "^C"
         out, err = process.communicate(timeout=300)
         printed += out + err
         assert process.returncode == (130 if stopped else 0)
@@ -221,10 +230,13 @@ def test_each_edit_breaks_one_promise(
 class Shell:
     """参加者のターミナル。コマンドの出力を、標準エラー出力も含めて画面に出る順に返す。"""
 
-    MARK = "--- block ended ---"
+    ENDED, SLEEP = "block ended\n", "sleeping\n"
 
-    def __init__(self, folder: Path, environment: dict[str, str], suffix: str = "") -> None:
-        self.region, self.suffix = environment["AWS_DEFAULT_REGION"], suffix
+    def __init__(
+        self, folder: Path, environment: dict[str, str], suffix: str = "", orders: Any = None
+    ) -> None:
+        """orders は Lambda のクライアント。あれば、sleep の代わりに、注文が落ち着くまで待つ。"""
+        self.region, self.suffix, self.orders = environment["AWS_DEFAULT_REGION"], suffix, orders
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         here = {"HOME": str(folder), "AWS_CONFIG_FILE": str(folder / "aws-config")}
         self.shell = subprocess.Popen(
@@ -235,25 +247,32 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            bufsize=1,
         )
         account = self.type(PREPARE[0].replace("SUFFIX=\n", f"SUFFIX={suffix}\n"))
         assert '"Account": "' in account, account
         if suffix:  # venv の aws ではなく、もとの PATH の aws を使う
             self.type(f'aws() {{ "{shutil.which("aws")}" "$@"; }}')
-        else:
-            self.type("sleep() { python -m tests.support.idle; }")
+        if orders:
+            self.type(f"sleep() {{ printf '{self.SLEEP}'; read -r; }}")
 
     def type(self, command: str) -> str:
         assert self.shell.stdin is not None
         assert self.shell.stdout is not None
-        self.shell.stdin.write(f"{command}\necho '{self.MARK}'\n")
+        if "date +%s" in command:  # 演習がログを探し始める時刻は、秒きざみ
+            time.sleep(1 - time.time() % 1)
+        self.shell.stdin.write(f"{{\n{command}\nprintf '%s' '{self.ENDED}'\n}}\n")
         self.shell.stdin.flush()
-        return "".join(iter(self.shell.stdout.readline, f"{self.MARK}\n"))
-
-    def leave_an_order_waiting(self) -> None:
-        """承認を待つ注文を残す。片付けは、これを止めなければならない。"""
-        [command] = [command for command, _ in LESSON if "order-200" in command]
-        self.type(command.partition("sleep 5")[0].replace("order-200", "order-999") + "sleep 5\n")
+        printed = ""
+        for line in iter(self.shell.stdout.readline, self.ENDED):
+            if line == self.SLEEP:
+                wait_until_settled(self.orders)
+                self.shell.stdin.write("\n")
+                self.shell.stdin.flush()
+            else:
+                assert line, printed
+                printed += line
+        return printed
 
     def check(self, block: Block) -> None:
         command, shown = block
@@ -275,6 +294,28 @@ class Shell:
         return printed.replace(self.suffix, "") if self.suffix else printed
 
 
+def wait_until_settled(client: Any) -> None:
+    """どの注文も終わったか、承認者の回答を待っているか、長い支払いの途中になるまで待つ。"""
+    for function in client.list_functions()["Functions"]:
+        listed = client.list_durable_executions_by_function(FunctionName=function["FunctionName"])
+        for order in listed["DurableExecutions"]:
+            eventually(partial(is_settled, client, order["DurableExecutionArn"]))
+
+
+def is_settled(client: Any, arn: str) -> bool:
+    history = partial(client.get_durable_execution_history, DurableExecutionArn=arn)
+    if client.get_durable_execution(DurableExecutionArn=arn)["Status"] != "RUNNING":
+        return True
+    events = history()["Events"]
+    kinds, last = [event["EventType"] for event in events], events[-1]
+    if kinds.count("CallbackStarted") > kinds.count("CallbackSucceeded"):
+        return bool(kinds[-1] == "InvocationCompleted")
+    if (kinds[-1], last.get("Name")) == ("StepStarted", "pay"):
+        time.sleep(1)  # 短い支払いなら、その間に終わる
+        return bool(history()["Events"] == events)
+    return False
+
+
 @pytest.fixture
 def local_aws(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     """README の 1 行で起動したローカル AWS。時計は 5 倍速、ポートは空いているもの。"""
@@ -284,8 +325,9 @@ def local_aws(folder: Path) -> Iterator["subprocess.Popen[str]"]:
         process.kill()
 
 
+@pytest.mark.parametrize("part", PARTS, ids=["README", "exercises"])
 def test_every_aws_command_prints_what_is_shown(
-    folder: Path, local_aws: "subprocess.Popen[str]"
+    folder: Path, local_aws: "subprocess.Popen[str]", part: list[Block]
 ) -> None:
     assert local_aws.stdout is not None
     expected = str(LOCAL_AWS[1])
@@ -295,23 +337,16 @@ def test_every_aws_command_prints_what_is_shown(
     assert_shown(printed.replace(endpoint, "http://127.0.0.1:4566"), expected)
 
     exports = dict(re.findall(r"(\w+)=(\S*)", re.sub(r",?\$\S*no_proxy\S*", "", printed)))
-    shell = Shell(folder, exports)
-    for block in [*LESSON, *WITH_CLI]:
+    account = Account(endpoint, exports["AWS_ACCESS_KEY_ID"])
+    shell = Shell(folder, exports, orders=account.functions)
+    for block in part:
         shell.check(block)
-    shell.leave_an_order_waiting()
-    for block in CLEAN_UP:
-        shell.check(block)
-
     local_aws.send_signal(signal.SIGINT)
     events, _ = local_aws.communicate(timeout=60)
     assert local_aws.returncode == 0
+    ends = ["呼び出し終了（待機）", "呼び出し終了（異常終了）", "呼び出し終了（完了）"]
     killed = re.findall(r"order-300  (\S+?)(?:  |\n)", events)
-    assert killed == [
-        "呼び出し終了（待機）",
-        "呼び出し終了（異常終了）",
-        "呼び出し終了（完了）",
-        "実行終了（SUCCEEDED）",
-    ]
+    assert killed == ([*ends, "実行終了（SUCCEEDED）"] if KILL[0] in part else [])
 
 
 def test_clean_up_with_empty_names_stops_before_it_asks_aws(folder: Path) -> None:
@@ -345,9 +380,8 @@ def test_every_aws_command_prints_in_an_account_what_is_shown(folder: Path) -> N
     environment = {name: value for name, value in environment.items() if value}
     shell = Shell(folder, environment, f"-{uuid.uuid4().hex[:8]}")
     try:
-        for block in [*LESSON, *(block for block in WITH_CLI if block not in KILL)]:
+        for block in [*LESSON, *(b for b in WITH_CLI if b not in KILL), *LEFT_WAITING]:
             shell.check(block)
-        shell.leave_an_order_waiting()
     finally:
         shell.type(CLEAN_UP[0][0])
     shell.check(CLEAN_UP[1])
