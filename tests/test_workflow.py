@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from aws_durable_execution_sdk_python.config import Duration
 from aws_durable_execution_sdk_python.lambda_service import ErrorObject
+from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestResult
 
 import app
 import deploy
-from tests.support.flows import APPROVE, FLOWS, Flow, RunOrder, order_of, outcome, step_names
+from tests.support.flows import APPROVE, FLOWS, TO_APPROVE, Flow, RunOrder, order_of, outcome
 from tests.support.outside import OutsideServices
 from tests.support.runner import LocalRunner
 
@@ -23,6 +24,10 @@ TRIES = {
     **{"README の注文": 2, "承認された注文": 2, "4 回目の試行で成功": 4},
     **{"カードが拒否された注文": 1, "応答のない支払い": 4, "応答はないが請求は成立": 4},
 }
+
+
+def step_names(result: DurableFunctionTestResult) -> list[str | None]:
+    return [operation.name for operation in result.operations]
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.title)
@@ -38,9 +43,8 @@ def test_each_flow_ends_as_listed_with_one_notification(
     result = run_order(flow.order, flow.answer)
 
     assert flow.expects(outcome(result))
-    assert (
-        step_names(result) == STEPS.get(flow.title, " ".join(map(str, step_names(result)))).split()
-    )
+    if flow.title in STEPS:
+        assert step_names(result) == STEPS[flow.title].split()
     charges = {"order-123-payment": flow.total} if flow.status == "COMPLETED" else {}
     assert services.done("charge") == charges
     assert services.asked("charge") == ["order-123-payment"] * TRIES.get(flow.title, 0)
@@ -130,39 +134,30 @@ BAD_ORDERS = [
 
 @pytest.mark.parametrize(("field", "order"), BAD_ORDERS)
 def test_bad_order_fails_at_once_and_names_the_field(
-    run_order: RunOrder, services: OutsideServices, field: str, order: Any
+    run_order: RunOrder, field: str, order: Any
 ) -> None:
     result = run_order(order)
 
     assert result.error is not None
     assert result.error.type == "app.InvalidOrderError"
-    assert result.error.message is not None
-    assert result.error.message.startswith(f"{field}: ")
+    assert str(result.error.message).startswith(f"{field}: ")
     assert step_names(result) == []
-    assert services.asked("charge") == []
-    assert services.asked("notice") == []
 
 
 @pytest.mark.parametrize(
     ("answer", "details"),
     [
         (b"{}", {}),
-        (b'{"approved": false}', {}),
         (b'{"approved": false, "reason": "over budget"}', {"reason": "over budget"}),
         (b'{"approved": false, "approver": "sato"}', {"approver": "sato"}),
         (b'{"approved": "true"}', {}),
         (b'{"approved": 1}', {}),
         (b'{"approved": null, "reason": 5, "approver": []}', {}),
         (b"true", {}),
-        (b'"yes"', {}),
-        (b"[]", {}),
         (b'[{"approved": true}]', {}),
-        (b"null", {}),
         (b"", {}),
-        (b"approved: true", {}),
         (b'{"approved": true', {}),
         (b"[" * 100_000, {}),
-        (b"1" * 5_000, {}),
         (b'{"approved": true, "x": NaN}', {}),
         (b'{"approved": true, "x": [-Infinity]}', {}),
     ],
@@ -170,7 +165,7 @@ def test_bad_order_fails_at_once_and_names_the_field(
 def test_anything_but_an_explicit_yes_rejects(
     run_order: RunOrder, services: OutsideServices, answer: bytes, details: dict[str, str]
 ) -> None:
-    result = outcome(run_order(order_of(price=50_000), answer))
+    result = outcome(run_order(TO_APPROVE, answer))
 
     assert result.items() >= {"status": "REJECTED", "total": 100_000, **details}.items()
     assert isinstance(result["reason"], str)
@@ -189,7 +184,7 @@ def test_approval_is_needed_from_the_threshold_on(run_order: RunOrder) -> None:
 def test_failure_api_rejects_with_its_message(
     runner: LocalRunner, services: OutsideServices
 ) -> None:
-    arn = runner.run_async(input=json.dumps(order_of(price=50_000)))
+    arn = runner.run_async(input=json.dumps(TO_APPROVE))
     error = ErrorObject(message="承認システム停止", type="Down", data=None, stack_trace=None)
     runner.send_callback_failure(runner.wait_for_callback(arn), error)
 

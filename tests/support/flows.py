@@ -77,8 +77,3 @@ def outcome(result: DurableFunctionTestResult) -> dict[str, Any]:
     assert result.result is not None
     value: dict[str, Any] = json.loads(result.result)
     return value
-
-
-def step_names(result: DurableFunctionTestResult) -> list[str | None]:
-    """記録された操作の名前を、始まった順に並べる。"""
-    return [operation.name for operation in result.operations]
