@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import unicodedata
 import uuid
 from collections.abc import Iterator
 from functools import partial
@@ -29,6 +28,7 @@ from tests.support.account import Account, eventually
 from tests.support.flows import FLOWS, outcome
 from tests.support.runner import LocalRunner, OrderClock
 from tests.support.terminal import FAST, read_to
+from tests.timeline import width
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -89,20 +89,11 @@ def without_setup(command: str, folder: str = "") -> list[str]:
     return [sys.executable, *program.split()[1:]]
 
 
-def assert_shown(printed: str, expected: str | None) -> None:
-    """… は実行のたびに変わる部分を、… だけの行は省略した行を表す。"""
-    assert expected is not None
-    parts = re.split(r"(?m)(^…\n|…)", expected.strip() + "\n")
-    pattern = "".join({"…": ".+?", "…\n": "(?s:.+)"}.get(part, re.escape(part)) for part in parts)
-    if not re.fullmatch(pattern, printed.strip() + "\n"):
-        assert printed.strip() == expected.strip()  # 違いを見せる
-
-
-def without_times(text: str | None) -> str:
+def without_times(text: str) -> str:
     """実行のたびに変わる時刻、ジッター、図の桁を伏せる。図の行には、名前と | * x だけを残す。"""
     waits, scale = r"(\d+ 秒後|すぐ)に再|\d+ 秒待", r"^ +0 . +\d+\.\d [秒分]"
     times = rf"^ *\d+\.\d 秒|{waits}|\d+\.\d 秒[ので]|{scale}|\d+\.\d 秒$"
-    text = re.sub(times, "N 秒", str(text), flags=re.MULTILINE)
+    text = re.sub(times, "N 秒", text, flags=re.MULTILINE)
     return re.sub(
         r"^(\S+)  ([-#|*x ]+)(動.*)?$",
         lambda row: " ".join([row[1], *re.findall(r"[|*x]", row[2]), row[3] or ""]),
@@ -111,8 +102,14 @@ def without_times(text: str | None) -> str:
     )
 
 
-def columns(line: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)
+def assert_shown(printed: str, expected: str | None) -> None:
+    """… は実行のたびに変わる部分を、… だけの行は省略した行を表す。"""
+    assert expected is not None
+    printed, expected = (f"{without_times(text).strip()}\n" for text in (printed, expected))
+    parts = re.split(r"(?m)(^…\n|…)", expected)
+    pattern = "".join({"…": ".+?", "…\n": "(?s:.+)"}.get(part, re.escape(part)) for part in parts)
+    if not re.fullmatch(pattern, printed):
+        assert printed == expected  # 違いを見せる
 
 
 # ---- 手元で ----------------------------------------------------------------------
@@ -124,8 +121,8 @@ def test_first_command_prints_what_the_readme_shows_within_80_columns(folder: Pa
         [sys.executable, *FAST], cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert_shown(without_times(done.stdout), without_times(FIRST[1]))
-    assert [line for line in done.stdout.splitlines() if columns(line) > 80] == []
+    assert_shown(done.stdout, FIRST[1])
+    assert [line for line in done.stdout.splitlines() if width(line) > 80] == []
 
 
 @pytest.mark.parametrize(("stop", "go_on"), [(STOP, GO_ON), EDITED], ids=["README", "exercise"])
@@ -149,7 +146,7 @@ def test_stopped_in_the_wait_the_order_goes_on_as_shown(
         out, err = process.communicate(timeout=300)
         printed += out + err
         assert process.returncode == (130 if stopped else 0)
-        assert_shown(without_times(printed), without_times(shown))
+        assert_shown(printed, shown)
 
 
 @pytest.mark.parametrize(("status", "command", "shown"), OUTCOMES)
@@ -280,7 +277,6 @@ class Shell:
         if shown is None:
             assert not ERRORS.search(printed), printed
             return
-        printed, shown = without_times(printed), without_times(shown)
         if self.suffix:  # 名前が長い分だけ、表の幅も違う
             printed, shown = (re.sub(r"([ -])\1+", r"\1", text) for text in (printed, shown))
         assert_shown(printed, shown)
