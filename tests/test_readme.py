@@ -259,13 +259,11 @@ class Shell:
         if "date +%s" in command:  # 演習がログを探し始める時刻は、秒きざみ
             time.sleep(1 - time.time() % 1)
         self.shell.stdin.write(f"{{\n{command}\nprintf '%s' '{self.ENDED}'\n}}\n")
-        self.shell.stdin.flush()
         printed = ""
         for line in iter(self.shell.stdout.readline, self.ENDED):
             if line == self.SLEEP:
                 wait_until_settled(self.orders)
                 self.shell.stdin.write("\n")
-                self.shell.stdin.flush()
             else:
                 assert line, printed
                 printed += line
@@ -359,21 +357,23 @@ def test_clean_up_with_empty_names_stops_before_it_asks_aws(folder: Path) -> Non
         assert "parameter null or not set" in done.stderr or command.startswith("rm -f")
 
 
+SURROUNDINGS = ("AWS_ENDPOINT_URL", "AWS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY")
+
+
 @pytest.mark.aws
 def test_every_aws_command_prints_in_an_account_what_is_shown(folder: Path) -> None:
     """`--aws` のときだけ動く。待ち時間は実時間。ローカル AWS 専用の演習は除き、必ず片付ける。"""
     session = boto3.Session()
     keys = session.get_credentials().get_frozen_credentials()
-    environment = {
+    found = {
         "AWS_ACCESS_KEY_ID": keys.access_key,
         "AWS_SECRET_ACCESS_KEY": keys.secret_key,
-        "AWS_SESSION_TOKEN": keys.token or "",
-        "AWS_DEFAULT_REGION": str(session.region_name),
-        "AWS_REGION": str(session.region_name),
+        "AWS_SESSION_TOKEN": keys.token,
+        "AWS_DEFAULT_REGION": session.region_name,
+        "AWS_REGION": session.region_name,
+        **{name: os.environ.get(name) for name in SURROUNDINGS},
     }
-    for name in ("AWS_ENDPOINT_URL", "AWS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY"):
-        environment |= {name: os.environ[name]} if name in os.environ else {}
-    environment = {name: value for name, value in environment.items() if value}
+    environment = {name: value for name, value in found.items() if value}
     shell = Shell(folder, environment, f"-{uuid.uuid4().hex[:8]}")
     try:
         for block in [*LESSON, *(b for b in WITH_CLI if b not in KILL), *LEFT_WAITING]:
