@@ -54,11 +54,6 @@ def results(
         yield payment, f"order-{payment}", result
 
 
-def test_every_sequence_of_four_attempts_is_tried() -> None:
-    assert len(PAYMENTS) == len(set(PAYMENTS)) == 31
-    assert len(UNANSWERED) == 16
-
-
 @pytest.mark.parametrize(("cancellation", "notice"), LOSSES)
 def test_what_is_charged_and_what_the_customer_hears_agree(
     runner: LocalRunner, services: OutsideServices, cancellation: str, notice: str

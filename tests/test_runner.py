@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from unittest import mock
 
 import pytest
 
@@ -10,6 +11,8 @@ from tests.support import runner as support
 from tests.support.flows import order_of, outcome
 from tests.support.outside import OutsideServices
 from tests.support.runner import LocalRunner, OrderClock, ReliableExecutor
+
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
 
 
 class RearmedMeanwhile(ReliableExecutor):
@@ -30,30 +33,6 @@ def test_timer_that_is_cancelled_after_its_work_still_invokes(
         assert outcome(runner.wait_for_result(arn, timeout=60))["status"] == "COMPLETED"
 
 
-class Wall:
-    """テストが進めたり戻したりする、壁時計と経過時間。"""
-
-    def __init__(self) -> None:
-        self.wall, self.ticks = datetime(2026, 11, 26, tzinfo=UTC), 1000.0
-
-    def now(self, zone: object) -> datetime:
-        return self.wall
-
-    def monotonic(self) -> float:
-        return self.ticks
-
-    def pass_time(self, wall: float, ticks: float) -> None:
-        self.wall, self.ticks = self.wall + timedelta(seconds=wall), self.ticks + ticks
-
-
-@pytest.fixture
-def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
-    wall = Wall()
-    monkeypatch.setattr(support, "datetime", wall)
-    monkeypatch.setattr(support, "time", wall)
-    return wall
-
-
 @pytest.mark.parametrize(
     ("speed", "passed", "seconds"),
     [
@@ -64,15 +43,19 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
     ],
 )
 def test_clock_counts_sleep_and_never_goes_back(
-    wall: Wall, speed: float, passed: tuple[float, float], seconds: float
+    monkeypatch: pytest.MonkeyPatch, speed: float, passed: tuple[float, float], seconds: float
 ) -> None:
+    wall, ticks = passed
+    walls = [NOW, NOW, NOW + timedelta(seconds=wall)]
+    monkeypatch.setattr(support, "datetime", mock.Mock(**{"now.side_effect": walls}))
+    monkeypatch.setattr(support, "time", mock.Mock(**{"monotonic.side_effect": [7, 7, 7 + ticks]}))
     clock = OrderClock(speed)
     before = clock.now()
-    wall.pass_time(*passed)
     assert (clock.now() - before).total_seconds() == seconds
 
 
-def test_clock_goes_on_from_the_latest_known_time(wall: Wall) -> None:
-    later = wall.wall + timedelta(days=1)
-    assert OrderClock(start=later).now() == later
-    assert OrderClock(start=wall.wall - timedelta(days=1)).now() == wall.wall
+def test_clock_goes_on_from_the_latest_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "datetime", mock.Mock(**{"now.return_value": NOW}))
+    monkeypatch.setattr(support, "time", mock.Mock(**{"monotonic.return_value": 7}))
+    tomorrow, yesterday = (NOW + timedelta(days=days) for days in (1, -1))
+    assert [OrderClock(start=start).now() for start in (tomorrow, yesterday)] == [tomorrow, NOW]

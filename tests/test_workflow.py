@@ -88,12 +88,6 @@ def test_outcomes_do_not_depend_on_the_name_of_the_file(
         assert outcome(run_order(order))["status"] == status
 
 
-def test_unknown_extra_fields_are_ignored(run_order: RunOrder) -> None:
-    order = order_of(coupon={"a": [1]}, note=math.nan)
-    order["items"][0]["color"] = math.nan
-    assert outcome(run_order(order))["status"] == "COMPLETED"
-
-
 BAD_VALUES: dict[str, list[Any]] = {
     "注文": [[], "order-123", None, 5, math.nan],
     "order_id": [..., "", "a" * 65, "a/b", "a\n", "あ", 7, None],
