@@ -50,12 +50,7 @@ def test_number_of_lines_changes_only_the_input_that_is_replayed() -> None:
 def test_price_of_a_million_orders() -> None:
     cost = Cost(7, 6, 3, 0, 0, 0, 0, 0, stored=2000, seconds=[1.0, 3.0], status="COMPLETED")
     million = bill(cost, memory_mb=256, retention_days=15)
-
-    assert million.operations == pytest.approx(56)
-    assert million.written == pytest.approx(0.5)
-    assert million.retained == pytest.approx(0.15)
-    assert million.requests == pytest.approx(0.6)
-    assert million.compute == pytest.approx(13.3334)
+    assert million == pytest.approx((56, 0.5, 0.15, 0.6, 13.3334))
     assert million.total == pytest.approx(70.5834)
     assert step_functions(SHOWN[0].title) == pytest.approx(200)
 

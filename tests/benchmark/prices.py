@@ -1,6 +1,6 @@
 """AWS の公開料金で、注文 100 万件の料金を計算する。単価はここだけに書く。"""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .per_order import Cost
 
@@ -25,8 +25,7 @@ TRANSITIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Bill:
+class Bill(NamedTuple):
     """ORDERS 件の料金（米ドル）。"""
 
     operations: float
@@ -37,7 +36,7 @@ class Bill:
 
     @property
     def total(self) -> float:
-        return self.operations + self.written + self.retained + self.requests + self.compute
+        return sum(self)
 
 
 def bill(cost: Cost, memory_mb: int, retention_days: int) -> Bill:
