@@ -115,38 +115,26 @@ def assert_shown(printed: str, expected: str | None) -> None:
 # ---- 手元で ----------------------------------------------------------------------
 
 
-def test_first_command_prints_what_the_readme_shows_within_80_columns(folder: Path) -> None:
-    assert without_setup(FIRST[0])[1:] == ["app.py"]
-    done = subprocess.run(
-        [sys.executable, *FAST], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert_shown(done.stdout, FIRST[1])
-    assert [line for line in done.stdout.splitlines() if width(line) > 80] == []
-
-
-@pytest.mark.parametrize(("stop", "go_on"), [(STOP, GO_ON), EDITED], ids=["README", "exercise"])
-def test_stopped_in_the_wait_the_order_goes_on_as_shown(
-    folder: Path, stop: Block, go_on: Block
-) -> None:
-    for command, shown in (stop, go_on):
+@pytest.mark.parametrize("session", [[FIRST], [STOP, GO_ON], EDITED], ids=range(3))
+def test_app_prints_what_is_shown_within_80_columns(folder: Path, session: list[Block]) -> None:
+    for command, shown in session:
         stopped = "^C" in str(shown)
-        command = command.replace("python app.py", f"python {' '.join(FAST)}")
+        program = command.rpartition(" && ")[2].replace("python app.py", f"python {' '.join(FAST)}")
         process = subprocess.Popen(
-            ["bash", "-c", f"exec {command}" if stopped else command],
+            ["bash", "-c", f"exec {program}" if stopped else program],
             cwd=folder,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         printed = ""
         if stopped:
             printed = read_to("ハンドラーは動きません\n", process) + "^C"
             process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
-        printed += out + err
+        printed += process.communicate(timeout=300)[0]
         assert process.returncode == (130 if stopped else 0)
         assert_shown(printed, shown)
+        assert [line for line in printed.splitlines() if width(line) > 80] == []
 
 
 @pytest.mark.parametrize(("status", "command", "shown"), OUTCOMES)
@@ -187,7 +175,8 @@ def test_each_exercise_says_first_what_one_sees_and_how_long_it_takes() -> None:
     assert [line for line in first_lines if not re.search(r"約 \d 分", line)] == []
 
 
-def test_second_command_is_what_ci_runs() -> None:
+def test_second_command_is_what_ci_runs_and_both_install_what_they_need() -> None:
+    assert without_setup(FIRST[0])[1:] == ["app.py"]
     assert without_setup(TESTS[0], "tests/")[1:] == ["-m", "pytest", "tests"]
     assert TESTS[0] in (ROOT / ".ci" / "run").read_text("utf-8")
 
