@@ -4,7 +4,6 @@
 AWS と同じ形式の ARN、実行名によるべき等性、バージョンごとの一覧、ワーカーでのハンドラー実行。
 """
 
-import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -92,7 +91,7 @@ class Executions(LambdaInvoker):
     ) -> InvokeResponse:
         """HTTP を介さず、ワーカープロセスに直接渡す。"""
         execution = self.store.load(input.durable_execution_arn)
-        name, event = execution.start_input.execution_name, json.dumps(input.to_json_dict())
+        name, event = execution.start_input.execution_name, dict(input.to_json_dict())
         began = self.clock.now()
         try:
             answer, request_id = self.workers.invoke(function_of(execution), event, name)
@@ -133,12 +132,7 @@ class Executions(LambdaInvoker):
         return execution
 
     def describe(self, params: Params) -> dict[str, Any]:
-        """ランナーの応答に、AWS のドキュメントにある残りの項目を加える。"""
-        arn = params["DurableExecutionArn"]
-        return self.executor.get_execution_details(arn).to_dict() | {
-            "ExecutionDataIncluded": True,
-            "DurableConfig": function_of(self.store.load(arn)).durable_config,
-        }
+        return self.executor.get_execution_details(params["DurableExecutionArn"]).to_dict()
 
     def history(self, params: Params) -> dict[str, Any]:
         arn = params["DurableExecutionArn"]
@@ -159,8 +153,8 @@ class Executions(LambdaInvoker):
         return page("DurableExecutions", "DurableExecutionArn", found, params)
 
     def stop(self, params: Params) -> dict[str, Any]:
-        error = ErrorObject.from_dict(params["Error"]) if "Error" in params else None
-        return self.executor.stop_execution(params["DurableExecutionArn"], error).to_dict()
+        arn = params["DurableExecutionArn"]
+        return self.executor.stop_execution(arn, error_in(params)).to_dict()
 
     def checkpoint(self, params: Params) -> dict[str, Any]:
         arn, token = params["DurableExecutionArn"], params["CheckpointToken"]
@@ -173,10 +167,9 @@ class Executions(LambdaInvoker):
         marker, most = params.get("Marker") or None, params.get("MaxItems") or None
         return self.executor.get_execution_state(arn, token, marker, most).to_dict()
 
-    def answer(self, params: Params, send: Callable[..., Any], *answer: Any) -> dict[str, Any]:
+    def answer(self, params: Params, kind: str, *answer: Any) -> dict[str, Any]:
         """存在しないコールバックと、すでに完了したコールバックへの応答を拒否する。"""
         callback_id = params["CallbackId"]
-        params.get("Result", b"").decode()  # UTF-8 でなければ ValueError。ランナーは 404 にする
         with self.lock:  # 同時に届いた 2 つの応答も、1 つだけが通る
             try:
                 execution = self.store.load(CallbackToken.from_str(callback_id).execution_arn)
@@ -188,7 +181,7 @@ class Executions(LambdaInvoker):
             if execution.is_complete or operation.status.value != "STARTED":
                 message = "The callback has already been closed."
                 raise AwsError(400, "CallbackTimeoutException", message)
-            send(callback_id, *answer)
+            getattr(self.executor, f"send_callback_{kind}")(callback_id, *answer)
         return {}
 
 
@@ -199,15 +192,9 @@ OPERATIONS: dict[str, Callable[[Executions, Params], dict[str, Any]]] = {
     "GetDurableExecutionState": Executions.state,
     "CheckpointDurableExecution": Executions.checkpoint,
     "StopDurableExecution": Executions.stop,
-    "SendDurableExecutionCallbackSuccess": lambda e, params: e.answer(
-        params, e.executor.send_callback_success, params.get("Result", b"")
-    ),
-    "SendDurableExecutionCallbackFailure": lambda e, params: e.answer(
-        params, e.executor.send_callback_failure, ErrorObject.from_dict(params.get("Error", {}))
-    ),
-    "SendDurableExecutionCallbackHeartbeat": lambda e, params: e.answer(
-        params, e.executor.send_callback_heartbeat
-    ),
+    "SendDurableExecutionCallbackSuccess": lambda e, p: e.answer(p, "success", result_in(p)),
+    "SendDurableExecutionCallbackFailure": lambda e, p: e.answer(p, "failure", error_in(p)),
+    "SendDurableExecutionCallbackHeartbeat": lambda e, p: e.answer(p, "heartbeat"),
 }
 
 
@@ -224,10 +211,19 @@ def page(key: str, name: str, items: list[Any], params: Params) -> dict[str, Any
     return {key: items[:size], **following}
 
 
+def result_in(params: Params) -> bytes:
+    result: bytes = params.get("Result", b"")
+    result.decode()  # UTF-8 でなければ ValueError。ランナーは 404 にする
+    return result
+
+
+def error_in(params: Params) -> ErrorObject | None:
+    return ErrorObject.from_dict(params["Error"]) if "Error" in params else None
+
+
 def function_of(execution: Execution) -> Function:
     """実行が始まったときのバージョン。関数が更新されても、削除されても変わらない。"""
-    function = (execution.start_input.trace_fields or {})["function"]
-    assert isinstance(function, Function)
+    function: Function = (execution.start_input.trace_fields or {})["function"]
     return function
 
 

@@ -83,11 +83,7 @@ def named(params: dict[str, Any]) -> tuple[str, str | None]:
     full = params["FunctionName"]
     name, _, written = re.sub(r"^(arn:.*|\d{12}):function:", "", full).partition(":")
     check_arn(params, "FunctionName")
-    qualifier = params.get("Qualifier")
-    if written and qualifier and written != qualifier:
-        message = "The derived qualifier from the function name does not match the"
-        raise ValueError(f"{message} specified qualifier.")
-    return name, written or qualifier
+    return name, written or params.get("Qualifier")
 
 
 def check_arn(params: dict[str, Any], key: str) -> None:

@@ -8,10 +8,10 @@ import hmac
 import importlib
 import io
 import json
+import multiprocessing
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -48,8 +48,7 @@ class Worker:
         today = time.strftime("%Y/%m/%d", time.gmtime())
         self.stream = f"{today}/[{function.version}]{uuid.uuid4().hex}"
         self.ready = False
-        self.connection, theirs = socket.socketpair()
-        self.lines = self.connection.makefile("rb")
+        self.connection, theirs = multiprocessing.Pipe()
         command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("worker.py"))]
         command += [str(theirs.fileno()), str(packages)]
         command += [env["AWS_ENDPOINT_URL"], self.name]  # ps と pkill で識別するため
@@ -66,26 +65,20 @@ class Worker:
         )
         theirs.close()
 
-    def run(self, event: str, request_id: str) -> str:
+    def run(self, event: dict[str, Any], request_id: str) -> str:
         """プロセスが落ちれば EOFError か OSError、タイムアウトなら TimeoutError。"""
         if not self.ready:
             self._answer(INIT_SECONDS, request_id)
         # 結果が届かなければ、このプロセスは次の呼び出しに使わない。
         self.ready = False
-        timeout = float(self.function.timeout)
-        job = {"event": event, "request_id": request_id, "timeout": timeout}
-        self.connection.settimeout(timeout)
-        self.connection.sendall(json.dumps(job).encode() + b"\n")
-        return str(self._answer(timeout, request_id)["result"])
+        job = {"event": event, "request_id": request_id}
+        self.connection.send_bytes(json.dumps(job).encode())
+        return str(self._answer(self.function.timeout, request_id)["result"])
 
     def _answer(self, seconds: float, request_id: str) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
-        while True:
-            self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
-            line = self.lines.readline()
-            if not line.endswith(b"\n"):
-                raise EOFError
-            message: dict[str, Any] = json.loads(line)
+        while self.connection.poll(max(deadline - time.monotonic(), 0)):
+            message: dict[str, Any] = json.loads(self.connection.recv_bytes())
             if "log" in message:
                 write_log(self.function, self.stream, message["log"])
                 continue
@@ -93,13 +86,13 @@ class Worker:
             if failure := message.get("error") or message.get("init_error"):
                 raise FunctionError(failure["errorType"], failure["errorMessage"], request_id)
             return message
+        raise TimeoutError
 
     def usable(self) -> bool:
         return self.ready and self.process.poll() is None
 
     def stop(self) -> int:
         self.process.kill()
-        self.lines.close()
         self.connection.close()
         return self.process.wait()
 
@@ -134,7 +127,7 @@ class Workers:
             self.closed = True
             for worker in self.idle:
                 worker.stop()
-            for worker in self.busy:  # ソケットは、それを読んでいるスレッドが閉じる
+            for worker in self.busy:  # パイプは、それを読んでいるスレッドが閉じる
                 worker.process.kill()
                 worker.process.wait()
         self.folder.cleanup()
@@ -142,11 +135,12 @@ class Workers:
     def holder_of(self, access_key: str) -> Function | None:
         """この認証情報を渡されたプロセスの関数。"""
         with self.lock:
-            workers = [*self.idle, *self.busy]
-        found = [w.function for w in workers if hmac.compare_digest(w.access_key, access_key)]
-        return found[0] if found else None
+            for worker in [*self.idle, *self.busy]:
+                if hmac.compare_digest(worker.access_key, access_key):
+                    return worker.function
+        return None
 
-    def invoke(self, function: Function, event: str, execution: str) -> tuple[str, str]:
+    def invoke(self, function: Function, event: dict[str, Any], execution: str) -> tuple[str, str]:
         """ハンドラーを 1 回実行し、返された JSON と呼び出しの ID を返す。"""
         worker, request_id = self._take(function), str(uuid.uuid4())
         outcome = "失敗"
@@ -198,7 +192,6 @@ class Workers:
             "AWS_REGION": function.region,
             "AWS_DEFAULT_REGION": function.region,
             "AWS_ENDPOINT_URL": self.endpoint,
-            "FUNCTION_ARN": function.function_arn,
             "AWS_LAMBDA_FUNCTION_NAME": function.function_name,
             "AWS_LAMBDA_FUNCTION_VERSION": str(function.version),
             "LAMBDA_TASK_ROOT": str(self._unzipped(function)),
