@@ -161,7 +161,7 @@ def test_order_stopped_for_a_day_goes_on_and_runs_no_recorded_step_again(
     """待機の終わりは、実行タイムアウトより先に来ている。"""
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # nohup でも
     assert terminal.stop_at(WAITING, signal.SIGHUP, **heard) == (-signal.SIGHUP, "")
-    terminal.let_time_pass(86_400)
+    terminal.later = 86_400
     out = completed(terminal)
     assert out.startswith("前回の続きから、注文の処理を再開します。\n")
     assert "記録済み: accept_order, check_stock, short_wait\n" in out
@@ -176,15 +176,10 @@ def test_wait_ends_when_it_would_have_ended_though_the_clock_is_set_back(
     terminal: Terminal,
 ) -> None:
     """待機の終わる時刻は、再開しても、最初に記録したままである。"""
-    tomorrow = (
-        "import runpy, sys; from datetime import datetime as d, timedelta as t, UTC;"
-        "from tests.local_run import record; clock = record.OrderClock;"
-        "record.OrderClock = lambda speed, _: clock(speed, d.now(UTC) + t(days=1));"
-        "sys.argv = ['app.py']; runpy.run_path('app.py', run_name='__main__')"
-    )
     ends = []
-    for program in ({"program": ["-c", tomorrow]}, {}):
-        terminal.stop_at(WAITING, signal.SIGKILL, **program)
+    for later in (86_400, 0):
+        terminal.later = later
+        terminal.stop_at(WAITING, signal.SIGKILL)
         store = open_record(terminal.record, 1)
         assert store.recorded
         ends += [o.wait_details for o in store.recorded.operations if o.wait_details]
@@ -210,7 +205,7 @@ def test_approval_times_out_at_its_time_after_going_on(
 ) -> None:
     """期限は、実行タイムアウトより先に来ている。改行のない回答は、まだ回答でない。"""
     terminal.stop_at(QUESTION, signal.SIGKILL, TO_APPROVE)
-    terminal.let_time_pass(passed)
+    terminal.later = passed
     keyboard, controller = os.pipe()
     os.write(controller, b"sato")
     out, _ = terminal.start(TO_APPROVE, stdin=keyboard).communicate(timeout=120)
@@ -422,6 +417,7 @@ DAMAGE = [
     "UPDATE invocations SET began = NULL",
     "UPDATE seal SET time = 1.8e9",
     "DELETE FROM executions",
+    "DELETE FROM seal",
 ]
 
 

@@ -1,5 +1,6 @@
 """README.md と演習のコマンドを書いてある順に実行し、書いてある出力と比べる。"""
 
+import contextlib
 import json
 import os
 import re
@@ -372,25 +373,13 @@ def test_every_aws_command_prints_in_an_account_what_is_shown(folder: Path) -> N
     shell.check(CLEAN_UP[1])
 
 
-def run_in_account(folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """`pytest tests/test_readme.py --aws` を、この環境変数の AWS で実行する。"""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/test_readme.py", "--aws"],
-        cwd=folder,
-        env={**kept, "HOME": str(folder), "AWS_EC2_METADATA_DISABLED": "true", "PATH": path}
-        | environment,
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_account_without_credentials_gets_one_sentence(folder: Path) -> None:
-    done = run_in_account(folder, AWS_DEFAULT_REGION="us-west-2")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    here = {"HOME": str(folder), "AWS_EC2_METADATA_DISABLED": "true", "AWS_REGION": "us-west-2"}
+    command = [sys.executable, "-m", "pytest", "tests/test_readme.py", "--aws"]
+    done = subprocess.run(command, cwd=folder, env=kept | here, capture_output=True, text=True)
     assert done.returncode != 0
-    sentence = done.stderr.strip().splitlines()[0]
-    assert "README の「準備」のとおりに設定してください。" in sentence
+    assert "README の「準備」のとおりに設定してください。" in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr + done.stdout
 
 
@@ -403,19 +392,23 @@ def everything(account: Account) -> list[str]:
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("wrong", [[], [("echo 違う出力", "書いてある出力")]], ids=["", "wrong"])
 def test_account_is_tried_out_and_left_clean_even_after_a_failure(
-    folder: Path, broken: bool
+    folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: list[Block]
 ) -> None:
-    if broken:
-        readme = folder / "README.md"
-        readme.write_text(README.replace("を作成しました\n", "を消します\n"))
+    monkeypatch.setattr(sys.modules[__name__], "LEFT_WAITING", [*LEFT_WAITING, *wrong])
     with LocalAws() as aws:
         account = Account(aws.endpoint, aws.access_key, "us-west-2")
-        keys = {"AWS_ACCESS_KEY_ID": aws.access_key, "AWS_SECRET_ACCESS_KEY": "test"}
-        region = {"AWS_ENDPOINT_URL": aws.endpoint, "AWS_DEFAULT_REGION": "us-west-2"}
+        for name, value in {
+            "AWS_ENDPOINT_URL": aws.endpoint,
+            "AWS_ACCESS_KEY_ID": aws.access_key,
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-west-2",
+            "NO_PROXY": "127.0.0.1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }.items():
+            monkeypatch.setenv(name, value)
         before = everything(account)  # ほかのテストが残したもの
-        done = run_in_account(folder, **keys, **region, NO_PROXY="127.0.0.1")
-        assert (done.returncode == 0) is not broken, done.stdout
-        assert ("を消します" in done.stdout) is broken
+        with pytest.raises(AssertionError) if wrong else contextlib.nullcontext():
+            test_every_aws_command_prints_in_an_account_what_is_shown(folder)
         assert everything(account) == before

@@ -3,7 +3,7 @@
 請求も通知もフォルダーのファイルに記録するので、プロセスが強制終了されても残る。環境変数 BOOKS が
 あれば、そのフォルダーで app.py の外部サービスを置き換える。ローカル AWS へは app.py と並べて
 デプロイする。`python -m tests.support.outside [注文]` は、5 倍速の `python app.py [注文]` になり、
-環境変数 LATER の秒数だけ、前のプロセスより後に始まる。
+環境変数 LATER の秒数だけ、時計が進んだ状態で始まる。
 """
 
 import json
@@ -116,7 +116,7 @@ handler = app.handler
 
 
 if __name__ == "__main__":
-    from datetime import timedelta
+    from datetime import UTC, datetime, timedelta
     from unittest import mock
 
     from tests.local_run import record
@@ -126,5 +126,9 @@ if __name__ == "__main__":
 
     prepare()
     later = timedelta(seconds=float(os.environ.get("LATER", "0")))
-    with mock.patch.object(record, "OrderClock", lambda speed, last: Clock(speed, last + later)):
+
+    def start(speed: float, last: datetime) -> Clock:
+        return Clock(speed, max(last, datetime.now(UTC)) + later)
+
+    with mock.patch.object(record, "OrderClock", start):
         process(app, sys.argv[1:], speed=5)

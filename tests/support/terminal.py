@@ -18,7 +18,7 @@ class Terminal:
         self.folder, self.services = folder, services
         self.orders = folder / ".orders"
         self.record = self.orders / "order-123.db"
-        self.later = 0
+        self.later = 0  # 次のプロセスの時計を進める秒数
 
     def start(self, *orders: Any, **options: Any) -> "subprocess.Popen[str]":
         """注文（辞書か引数の文字列）の処理を始める。program は FAST か APP か、Python の引数。"""
@@ -46,10 +46,6 @@ class Terminal:
         process.send_signal(number)
         _, err = process.communicate(timeout=120)
         return process.returncode, err
-
-    def let_time_pass(self, seconds: int) -> None:
-        """次のプロセスの時計を、最後の記録の seconds 秒後から始める。"""
-        self.later = seconds
 
     def edit(self, old: str, new: str) -> None:
         program = self.folder / "app.py"
