@@ -28,7 +28,7 @@ from botocore.model import StructureShape
 
 import deploy
 from tests.local_aws.gateway import LocalAws
-from tests.support.account import REGION, Account
+from tests.support.account import Account
 
 ROOT = Path(deploy.__file__).parent
 BUILD_ZIP = deploy.build_zip
@@ -113,15 +113,8 @@ def account() -> Iterator[Account]:
 def aws(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Aws:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    for name, value in {
-        "HOME": str(tmp_path),
-        "AWS_ENDPOINT_URL": account.endpoint,
-        "AWS_ACCESS_KEY_ID": account.access_key,
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": REGION,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "127.0.0.1",
-    }.items():
+    here = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in (account.environment | here).items():
         monkeypatch.setenv(name, value)
     aws = Aws(account, monkeypatch, capsys)
     monkeypatch.setattr(boto3, "Session", lambda: aws.session)

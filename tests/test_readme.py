@@ -399,14 +399,8 @@ def test_account_is_tried_out_and_left_clean_even_after_a_failure(
     monkeypatch.setattr(sys.modules[__name__], "LEFT_WAITING", [*LEFT_WAITING, *wrong])
     with LocalAws() as aws:
         account = Account(aws.endpoint, aws.access_key, "us-west-2")
-        for name, value in {
-            "AWS_ENDPOINT_URL": aws.endpoint,
-            "AWS_ACCESS_KEY_ID": aws.access_key,
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-west-2",
-            "NO_PROXY": "127.0.0.1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }.items():
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        for name, value in (account.environment | path).items():
             monkeypatch.setenv(name, value)
         before = everything(account)  # ほかのテストが残したもの
         with pytest.raises(AssertionError) if wrong else contextlib.nullcontext():

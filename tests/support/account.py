@@ -45,19 +45,20 @@ def refused(code: str, call: Callable[..., Any], **parameters: Any) -> str:
 
 class Account:
     def __init__(self, endpoint: str, access_key: str, region: str = REGION) -> None:
-        def client(service: str) -> Any:
-            return boto3.client(
-                service,
-                endpoint_url=endpoint,
-                region_name=region,
-                aws_access_key_id=access_key,
-                aws_secret_access_key="test",
-                config=Config(retries={"max_attempts": 0}, max_pool_connections=100),
-            )
-
         self.endpoint, self.access_key = endpoint, access_key
-        self.iam, self.sts = client("iam"), client("sts")
-        self.functions, self.logs = client("lambda"), client("logs")
+        self.environment = {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": access_key,
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": region,
+            "NO_PROXY": "127.0.0.1",
+        }
+        session = boto3.Session(access_key, "test", region_name=region)
+        config = Config(retries={"max_attempts": 0}, max_pool_connections=100)
+        self.iam, self.sts, self.functions, self.logs = (
+            session.client(service, endpoint_url=endpoint, config=config)
+            for service in ("iam", "sts", "lambda", "logs")
+        )
 
     def role(self, durable_on: str | None = "arn:aws:lambda:*:*:function:*", **options: Any) -> str:
         name = f"role-{uuid.uuid4().hex[:8]}"
