@@ -37,18 +37,16 @@ def test_order_is_at_its_floor_and_the_published_style_is_not_below_it(
     assert (peer.operations, peer.calls, peer.invocations) == of_example
     assert len(ours.seconds) == flow.invocations
     assert ours.written_floor < ours.written < peer.written
-    assert ours.replayed_floor < ours.replayed < peer.replayed
 
 
-def test_number_of_lines_changes_only_the_input_that_is_replayed() -> None:
+def test_number_of_lines_changes_only_the_input_that_is_stored() -> None:
     one, many = (fewest_calls(app.handler, order_of_lines(lines)) for lines in (1, 100))
     assert (one.operations, one.calls, one.written) == (many.operations, many.calls, many.written)
-    assert one.replayed - one.replayed_input == many.replayed - many.replayed_input
-    assert one.replayed_input < many.replayed_input
+    assert one.stored < many.stored
 
 
 def test_price_of_a_million_orders() -> None:
-    cost = Cost(7, 6, 3, 0, 0, 0, 0, 0, stored=2000, seconds=[1.0, 3.0], status="COMPLETED")
+    cost = Cost(7, 6, 3, 0, 0, stored=2000, seconds=[1.0, 3.0], status="COMPLETED")
     million = bill(cost, memory_mb=256, retention_days=15)
     assert million == pytest.approx((56, 0.5, 0.15, 0.6, 13.3334))
     assert million.total == pytest.approx(70.5834)

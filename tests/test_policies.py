@@ -58,7 +58,7 @@ POLICY = json.loads((ROOT / "durable-policy.json").read_text("utf-8"))
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrderSystem]:
-    with LocalAws(speed=20) as server:
+    with LocalAws(speed=5) as server:
         # 履歴が 5 MB を超えると続きは GetDurableExecutionState で読まれる。ランナーにはその上限を
         # 後から変える公開 API がないので、ここでだけ小さくし、短い履歴でも続きを読ませる。
         server.executions._max_page_bytes = 1

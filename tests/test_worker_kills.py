@@ -15,7 +15,7 @@ from tests.support.order_system import OrderSystem
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrderSystem]:
-    with LocalAws(speed=20) as server:
+    with LocalAws(speed=5) as server:
         yield OrderSystem(server, tmp_path_factory.mktemp("books"))
 
 

@@ -14,7 +14,7 @@ from .per_order import Cost, measure, order_of_lines
 SHOWN = [flow for flow in FLOWS if flow.title in prices.TRANSITIONS]
 LINES = (1, 10, 100)
 OPERATIONS, CALLS = "durable オペレーション", "チェックポイント"
-WRITTEN, REPLAYED = "書き込み（バイト）", "リプレイ（バイト）"
+WRITTEN = "書き込み（バイト）"
 
 
 def main() -> None:
@@ -37,7 +37,6 @@ def show_orders(ours: Sequence[Cost], theirs: Sequence[Cost]) -> None:
             CALLS: (flow.calls, cost.calls, peer.calls),
             "呼び出し": (flow.invocations, cost.invocations, peer.invocations),
             WRITTEN: (cost.written_floor, cost.written, peer.written),
-            REPLAYED: (cost.replayed_floor, cost.replayed, peer.replayed),
         }
         for title, (floor, mine, other) in compared.items():
             name = flow.title if title == OPERATIONS else ""
@@ -86,10 +85,9 @@ def show_lines(costs: Sequence[Cost]) -> None:
             (OPERATIONS, *(cost.operations for cost in costs)),
             (CALLS, *(cost.calls for cost in costs)),
             (WRITTEN, *(cost.written for cost in costs)),
-            (REPLAYED, *(cost.replayed - cost.replayed_input for cost in costs)),
-            ("リプレイで届く入力（バイト）", *(cost.replayed_input for cost in costs)),
+            ("入力と結果を含むデータ（バイト）", *(cost.stored for cost in costs)),
         ],
-        "ステップの結果に行を含めないので増えない。入力だけは AWS が呼び出しのたびにすべて渡す",
+        "ステップの結果に行を含めないので、増えるのは、AWS が保存する入力だけである",
     )
 
 

@@ -13,13 +13,6 @@ from tests.support.account import Account
 from tests.support.outside import OutsideServices
 
 ROOT = Path(deploy.__file__).parent
-DAYS = 10 * 86_400
-# 時計が速く進んでも、承認の期限は切れない。
-HANDLER = f"""
-from aws_durable_execution_sdk_python.config import Duration
-from outside import app, handler
-app.APPROVAL_TIMEOUT = Duration.from_seconds({DAYS})
-"""
 
 
 class OrderSystem(Account):
@@ -34,11 +27,9 @@ class OrderSystem(Account):
         code = io.BytesIO(deploy.build_zip())
         with zipfile.ZipFile(code, "a") as archive:
             archive.write(ROOT / "tests" / "support" / "outside.py", "outside.py")
-            archive.writestr("patient.py", HANDLER)
         settings = deploy.desired_settings(self.role_arn) | {
-            "Handler": "patient.handler",
+            "Handler": "outside.handler",
             "Environment": {"Variables": {"BOOKS": str(books)}},
-            "DurableConfig": {"ExecutionTimeout": DAYS, "RetentionPeriodInDays": 1},
         }
         for name in names or [deploy.FUNCTION_NAME]:
             with contextlib.suppress(self.functions.exceptions.ResourceNotFoundException):
