@@ -418,7 +418,7 @@ def test_history_has_all_that_the_model_requires(account: Account, function: str
     account.send(account.callback(arn), "yes")
     account.result(arn)
     name = arn.split("/")[-2]
-    eventually(lambda: name in lines[-1] and "実行終了" in lines[-1])
+    eventually(lambda: any(name in line and "実行終了" in line for line in lines))
     shown = [line.split("  ")[2] for line in lines if name in line]
     assert set(shown[:-2]) == {"呼び出し終了（待機）"}
     assert shown[-2:] == ["呼び出し終了（完了）", "実行終了（SUCCEEDED）"]
