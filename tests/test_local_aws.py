@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import aws_durable_execution_sdk_python as sdk
 import botocore.session
 import pytest
 from botocore.exceptions import ClientError
 from botocore.validate import validate_parameters
 
+import deploy
 from tests.local_aws import __main__ as command_line
 from tests.local_aws import iam
 from tests.local_aws.gateway import LocalAws
@@ -35,65 +35,20 @@ from tests.support.account import (
     refused,
     trust,
 )
+from tests.support.flows import APPROVE, TO_APPROVE, order_of
 
 ROOT = Path(__file__).parents[1]
 ACCOUNT = "123456789012"
 
-DURABLE = """
+BARE = """
 import importlib.util
+import json
 import os
 import pathlib
 import sys
 import time
-from aws_durable_execution_sdk_python import durable_execution, durable_step
-from aws_durable_execution_sdk_python.config import CallbackConfig, Duration, StepConfig
-from aws_durable_execution_sdk_python.retries import RetryStrategyConfig, create_retry_strategy
 
-DAYS = Duration.from_days(9)
-RETRY = create_retry_strategy(
-    RetryStrategyConfig(max_attempts=3, initial_delay=Duration.from_seconds(10))
-)
-
-
-@durable_step
-def pay(ctx, event):
-    if ctx.attempt == 1:
-        raise ConnectionError("once")
-    return ctx.attempt
-
-
-@durable_step
-def dawdle(ctx, event):
-    first = pathlib.Path(event["scratch"])
-    if not first.exists():
-        first.write_text(str(os.getpid()))
-        time.sleep(600)
-    return os.getpid()
-
-
-@durable_execution
-def handler(event, context):
-    result = {"id": event["id"]}
-    if event.get("target"):
-        result["target"] = context.invoke(event["target"], {"id": "child"})
-    if event.get("scratch"):
-        result["pid"] = context.step(dawdle(event))
-    if event.get("modules"):
-        result["modules"] = [name for name in event["modules"] if importlib.util.find_spec(name)]
-        result |= {"path": sys.path, "environ": dict(os.environ)}
-    if event.get("ask"):
-        ask = CallbackConfig(Duration.from_seconds(event["ask"]), heartbeat_timeout=DAYS)
-        result["answer"] = context.create_callback(name="ask", config=ask).result()
-    context.wait(Duration.from_seconds(event.get("wait", 10)))
-    result["attempts"] = context.step(pay(event), config=StepConfig(retry_strategy=RETRY))
-    return result
-"""
-
-BARE = """
-import json
-import os
-import pathlib
-import time
+NAMES = ["app", "boto3", "urllib3", "tests", "moto", "pytest", "werkzeug", "pip"]
 
 
 def handler(event, context):
@@ -103,23 +58,21 @@ def handler(event, context):
     if not scratch.exists():
         scratch.write_text(str(os.getpid()))
         time.sleep(600)
-    return {"Status": "SUCCEEDED", "Result": str(os.getpid())}
+    seen = {"pid": os.getpid(), "path": sys.path, "environ": dict(os.environ)}
+    seen["modules"] = [name for name in NAMES if importlib.util.find_spec(name)]
+    return {"Status": "SUCCEEDED", "Result": json.dumps(seen)}
 """
 
 
-def zipped(code: str, with_sdk: bool = True) -> bytes:
+def zipped(code: str) -> bytes:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as target:
         target.writestr(zipfile.ZipInfo("app.py"), code)
-        package = Path(sdk.__file__).parent
-        for file in sorted(package.rglob("*.py")) if with_sdk else []:
-            name = file.relative_to(package.parent).as_posix()
-            target.writestr(zipfile.ZipInfo(name), file.read_bytes())
     return archive.getvalue()
 
 
-CODE, PLAIN = zipped(DURABLE), zipped(BARE, with_sdk=False)
-ASK = {"ask": 8 * 86_400}  # 秒
+CODE, PLAIN = deploy.build_zip(), zipped(BARE)
+OUT_OF_STOCK = order_of(quantity=5000)
 
 
 lines: list[str] = []  # 注文の経過
@@ -127,14 +80,13 @@ lines: list[str] = []  # 注文の経過
 
 @pytest.fixture(scope="module")
 def account() -> Iterator[Account]:
-    with LocalAws(speed=200, report=lines.append) as server:
+    with LocalAws(speed=20, report=lines.append) as server:
         yield Account(server.endpoint, server.access_key)
 
 
 @pytest.fixture(scope="module")
 def function(account: Account) -> str:
-    mine = {"Variables": {"MINE": "yes", "AWS_REGION": "x"}}
-    return account.create(CODE, Environment=mine)
+    return account.create(CODE)
 
 
 # 拒否する相手
@@ -206,8 +158,6 @@ def test_what_the_demo_does_not_use_is_refused_in_a_sentence(
     for call, parameters in asked:
         message = refused("NotImplementedException", call, **parameters)
         assert re.fullmatch(r"ローカル AWS は [^。]+ に対応していません。", message)
-    ended = account.ended(account.start(function, {"id": "x", "target": f"{function}:1"}))
-    assert "no chained-invoke dispatcher" in ended["Error"]["ErrorMessage"]
 
 
 # 関数の設定とバージョン
@@ -265,7 +215,7 @@ def test_role_lambda_may_not_assume_is_refused(
 
 def test_other_regions_and_accounts_are_refused(account: Account, function: str) -> None:
     here = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{function}"
-    execution = account.start(function, {"id": "here", **ASK})
+    execution = account.start(function, TO_APPROVE)
     f, callback = account.functions, account.callback(execution)
     for place in ("us-west-2:123456789012", f"{REGION}:210987654321"):
         arn, foreign = (a.replace(f"{REGION}:{ACCOUNT}", place) for a in (here, execution))
@@ -284,9 +234,9 @@ def test_other_regions_and_accounts_are_refused(account: Account, function: str)
     for call in answers(west):
         refused("AccessDeniedException", call, CallbackId=callback)
     name = west.create(CODE)
-    arn = west.start(name, {"id": "west"})
+    arn = west.start(name, OUT_OF_STOCK)
     assert arn.startswith("arn:aws:lambda:us-west-2:")
-    assert west.result(arn)["id"] == "west"
+    assert west.result(arn)["status"] == "OUT_OF_STOCK"
     assert west.logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{name}")["logGroups"]
 
 
@@ -314,7 +264,7 @@ def test_invoke_refuses_what_aws_refuses(account: Account, function: str) -> Non
 
 def test_same_name_and_payload_is_the_same_execution(account: Account, function: str) -> None:
     def send(_: int) -> str:
-        return account.start(function, {"id": "same"}, DurableExecutionName="same")
+        return account.start(function, OUT_OF_STOCK, DurableExecutionName="same")
 
     with ThreadPoolExecutor(20) as pool:
         [arn] = set(pool.map(send, range(20)))
@@ -324,7 +274,7 @@ def test_same_name_and_payload_is_the_same_execution(account: Account, function:
 def test_paging_neither_skips_nor_repeats_while_orders_stop_and_start(account: Account) -> None:
     name, f = account.create(CODE), account.functions
     for reverse in (True, False):
-        arns = [account.start(name, {"id": str(number), **ASK}) for number in range(4)]
+        arns = [account.start(name, TO_APPROVE) for _ in range(4)]
         for arn in arns:
             account.callback(arn)
         asked: dict[str, Any] = {"FunctionName": name, "Statuses": ["RUNNING"], "MaxItems": 2}
@@ -340,7 +290,7 @@ def test_paging_neither_skips_nor_repeats_while_orders_stop_and_start(account: A
             for arn in found:
                 f.stop_durable_execution(DurableExecutionArn=arn)
             if not reverse:
-                later.append(account.start(name, {"id": "later", **ASK}))
+                later.append(account.start(name, TO_APPROVE))
         assert seen == (arns if reverse else arns[::-1])
         for arn in [*arns, *later]:
             f.stop_durable_execution(DurableExecutionArn=arn)
@@ -348,7 +298,7 @@ def test_paging_neither_skips_nor_repeats_while_orders_stop_and_start(account: A
 
 def test_deleted_function_is_gone_and_its_names_are_free(account: Account) -> None:
     name = account.create(CODE)
-    waiting = account.start(name, {"id": "1", **ASK}, DurableExecutionName="same")
+    waiting = account.start(name, TO_APPROVE, DurableExecutionName="same")
     callback = account.callback(waiting)
     account.functions.delete_function(FunctionName=name)
     for call in (account.functions.get_function, account.functions.list_versions_by_function):
@@ -357,8 +307,8 @@ def test_deleted_function_is_gone_and_its_names_are_free(account: Account) -> No
     listing = account.functions.list_durable_executions_by_function
     assert listing(FunctionName=name)["DurableExecutions"] == []
     assert account.result(account.start(name, "/", DurableExecutionName="same"))
-    account.send(callback, "yes")
-    assert account.result(waiting)["answer"] == "yes"
+    account.send(callback, APPROVE)
+    assert account.result(waiting)["status"] == "COMPLETED"
 
 
 # コールバックと停止
@@ -370,7 +320,7 @@ def answers(account: Account) -> list[Callable[..., Any]]:
 
 
 def test_second_answer_is_refused_and_changes_nothing(account: Account, function: str) -> None:
-    arn = account.start(function, {"id": "s", **ASK})
+    arn = account.start(function, TO_APPROVE)
     callback = account.callback(arn)
     success = account.functions.send_durable_execution_callback_success
     asked: dict[str, Any] = {"CallbackId": callback, "Result": b"\xff"}
@@ -379,14 +329,14 @@ def test_second_answer_is_refused_and_changes_nothing(account: Account, function
 
     def answer(number: int) -> bool:
         try:
-            account.send(callback, str(number))
+            account.send(callback, json.dumps({"approved": True, "approver": str(number)}))
         except account.functions.exceptions.CallbackTimeoutException:
             return False
         return True
 
     with ThreadPoolExecutor(8) as pool:
         accepted = [number for number, ok in enumerate(pool.map(answer, range(8))) if ok]
-    assert [account.result(arn)["answer"]] == [str(number) for number in accepted]
+    assert [account.result(arn)["approver"]] == [str(number) for number in accepted]
     for call in answers(account):
         refused("CallbackTimeoutException", call, CallbackId=callback)
 
@@ -394,7 +344,7 @@ def test_second_answer_is_refused_and_changes_nothing(account: Account, function
 def test_stopped_order_takes_no_answer_and_unknown_ones_are_404(
     account: Account, function: str
 ) -> None:
-    f, arn = account.functions, account.start(function, {"id": "v", **ASK})
+    f, arn = account.functions, account.start(function, TO_APPROVE)
     callback = account.callback(arn)
     f.stop_durable_execution(DurableExecutionArn=arn)
     unknown = f"{arn.rpartition('/')[0]}/{uuid.uuid4()}"
@@ -414,8 +364,8 @@ def details(events: list[Any], kind: str, name: str | None = None) -> list[Any]:
 
 
 def test_history_has_all_that_the_model_requires(account: Account, function: str) -> None:
-    arn = account.start(function, {"id": "w", **ASK})
-    account.send(account.callback(arn), "yes")
+    arn = account.start(function, TO_APPROVE)
+    account.send(account.callback(arn), APPROVE)
     account.result(arn)
     name = arn.split("/")[-2]
     eventually(lambda: any(name in line and "実行終了" in line for line in lines))
@@ -426,11 +376,11 @@ def test_history_has_all_that_the_model_requires(account: Account, function: str
     model = botocore.session.get_session().get_service_model("lambda")
     for event in events:
         validate_parameters(event, model.shape_for("Event"))
-    assert json.loads(events[0]["ExecutionStartedDetails"]["Input"]["Payload"])["id"] == "w"
+    assert json.loads(events[0]["ExecutionStartedDetails"]["Input"]["Payload"]) == TO_APPROVE
     assert [event["EventId"] for event in events] == list(range(1, len(events) + 1))
 
     (asked,) = details(events, "CallbackStarted")
-    assert (asked["Timeout"], asked["HeartbeatTimeout"]) == (8 * 86_400, 9 * 86_400)
+    assert asked["Timeout"] == 600
     (failed,), (paid,) = (details(events, kind, "pay") for kind in ("StepFailed", "StepSucceeded"))
     assert failed["RetryDetails"]["CurrentAttempt"] == 1
     assert failed["RetryDetails"]["NextAttemptDelaySeconds"] >= 1
@@ -443,43 +393,29 @@ def test_history_has_all_that_the_model_requires(account: Account, function: str
     assert not [invocation for invocation in invocations if "Error" in invocation]
 
 
-def test_invocation_that_died_is_in_the_history_in_its_place(
-    account: Account, function: str, tmp_path: Path
+@pytest.mark.parametrize("killed", [True, False])
+def test_invocation_that_died_says_how_and_is_tried_again(
+    account: Account, tmp_path: Path, killed: bool
 ) -> None:
-    scratch = tmp_path / "pid"
-    arn = account.start(function, {"id": "dies", "scratch": str(scratch)})
-    eventually(lambda: details(account.history(arn), "StepStarted", "dawdle") and scratch.exists())
-    os.kill(int(scratch.read_text()), signal.SIGKILL)
+    name, scratch = account.create(PLAIN, Timeout=30 if killed else 1), tmp_path / "pid"
+    arn = account.start(name, str(scratch))
+    if killed:
+        os.kill(int(eventually(lambda: scratch.exists() and scratch.read_text())), signal.SIGKILL)
     assert account.result(arn)["pid"] != int(scratch.read_text())
-    events = account.history(arn)
-    at = [event.get("Name") for event in events].index("dawdle")
-    kinds = [event["EventType"] for event in events[at : at + 3]]
-    assert kinds == ["StepStarted", "InvocationCompleted", "StepSucceeded"]
-    died, *others = details(events, "InvocationCompleted")
-    what = "Runtime exited with error: signal: killed"
+    died, *others = details(account.history(arn), "InvocationCompleted")
+    what = (
+        "Runtime exited with error: signal: killed"
+        if killed
+        else "Task timed out after 1.00 seconds"
+    )
     assert died["Error"]["Payload"] == {
-        "ErrorType": "Runtime.ExitError",
+        "ErrorType": "Runtime.ExitError" if killed else "Sandbox.Timedout",
         "ErrorMessage": f"RequestId: {died['RequestId']} Error: {what}",
     }
-    assert died["StartTimestamp"] <= events[at]["EventTimestamp"] <= died["EndTimestamp"]
     assert not [invocation for invocation in others if "Error" in invocation]
 
 
-def test_invocation_that_takes_too_long_is_ended_and_tried_again(
-    account: Account, tmp_path: Path
-) -> None:
-    name, scratch = account.create(PLAIN, Timeout=1), tmp_path / "pid"
-    arn = account.start(name, str(scratch))
-    assert account.result(arn) != int(scratch.read_text())
-    died = details(account.history(arn), "InvocationCompleted")[0]
-    assert died["Error"]["Payload"] == {
-        "ErrorType": "Sandbox.Timedout",
-        "ErrorMessage": f"RequestId: {died['RequestId']} Error: Task timed out after 1.00 seconds",
-    }
-
-
 # IAM
-
 
 ARN = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:f-a:1/durable-execution/x/1"
 
@@ -503,10 +439,10 @@ def test_permissions_boundary_counts(account: Account) -> None:
 # ワーカーとログ
 
 
-def test_worker_sees_the_zip_and_boto3_and_nothing_else(account: Account, function: str) -> None:
-    modules = ["app", "boto3", "urllib3", "tests", "moto", "pytest", "werkzeug", "pip"]
-    seen = account.result(account.start(function, {"id": "seen", "modules": modules}))
-    assert seen["modules"] == modules[:3]
+def test_worker_sees_the_zip_and_boto3_and_nothing_else(account: Account) -> None:
+    mine = {"Variables": {"MINE": "yes", "AWS_REGION": "x"}}
+    seen = account.result(account.start(account.create(PLAIN, Environment=mine), "/"))
+    assert seen["modules"] == ["app", "boto3", "urllib3"]
     assert not any(str(ROOT) in entry for entry in seen["path"])
     assert {"MINE": "yes", "AWS_REGION": REGION}.items() <= seen["environ"].items()
     assert "PYTEST_CURRENT_TEST" not in seen["environ"]
@@ -521,13 +457,13 @@ def test_full_disk_while_unpacking_is_over_when_there_is_room(
         archive.extract(archive.namelist()[-1], path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    name = account.create(zipped(BARE + "\nimport os\n", with_sdk=False))  # まだ展開していない
+    name = account.create(zipped(f"{BARE}#"))  # まだ展開していない
     monkeypatch.setattr(zipfile.ZipFile, "extractall", run_out)
     assert account.result(account.start(name, "/"))
 
 
 def test_import_error_of_the_handler_fails_the_execution(account: Account) -> None:
-    name = account.create(zipped("import nowhere", with_sdk=False))
+    name = account.create(zipped("import nowhere"))
     execution = account.ended(account.start(name, {}))
     assert execution["Status"] == "FAILED"
     assert execution["Error"]["ErrorType"] == "Runtime.ImportModuleError"
@@ -537,20 +473,23 @@ def test_import_error_of_the_handler_fails_the_execution(account: Account) -> No
 # 時計とコマンド
 
 
-def test_speed_scales_every_durable_wait(account: Account, function: str) -> None:
-    tight = account.create(CODE, DurableConfig={"ExecutionTimeout": 600})
-    lasts = account.start(tight, {"id": "last", **ASK})
-    asks = account.start(function, {"id": "ask", "ask": 500})
-    waits = account.start(function, {"id": "wait", "wait": 500})
-    assert account.ended(lasts)["Status"] == "TIMED_OUT"
-    assert "CallbackTimeout" in account.ended(asks)["Error"]["ErrorType"]
-    assert account.result(waits)["attempts"] == 2
-    for arn, seconds in ((waits, 500), (asks, 500), (lasts, 600)):
-        execution = account.describe(arn)
-        took = execution["EndTimestamp"] - execution["StartTimestamp"]
-        assert took.total_seconds() >= seconds
-    moments = [event["EventTimestamp"] for event in account.history(waits)]
-    assert moments == sorted(moments)
+def test_speed_scales_every_durable_wait() -> None:
+    with LocalAws(speed=200) as server:
+        account = Account(server.endpoint, server.access_key)
+        roomy, tight = (
+            account.create(CODE, DurableConfig={"ExecutionTimeout": t}) for t in (9000, 300)
+        )
+        asks, lasts = (account.start(name, TO_APPROVE) for name in (roomy, tight))
+        waits = account.start(roomy, order_of())
+        assert account.result(waits)["status"] == "COMPLETED"
+        assert account.result(asks)["status"] == "APPROVAL_TIMED_OUT"
+        assert account.ended(lasts)["Status"] == "TIMED_OUT"
+        for arn, seconds in ((waits, 10), (asks, 600), (lasts, 300)):
+            execution = account.describe(arn)
+            took = execution["EndTimestamp"] - execution["StartTimestamp"]
+            assert took.total_seconds() >= seconds
+        moments = [event["EventTimestamp"] for event in account.history(waits)]
+        assert moments == sorted(moments)
 
 
 class Command:
@@ -575,27 +514,22 @@ class Command:
         endpoint, key = re.findall(r"(?:URL|KEY_ID)=(\S+)", self.printed)
         self.account = Account(endpoint, key)
 
-    def end(self, number: signal.Signals) -> tuple[str, str]:
-        self.process.send_signal(number)
-        return self.process.communicate(timeout=10)
-
 
 def test_ctrl_c_ends_every_process(tmp_path: Path) -> None:
     command, scratch = Command(), tmp_path / "busy"
     assert "停止するとすべて失われ" in command.printed
     account = command.account
     name = account.create(PLAIN)
-    idle = account.result(account.start(name, "/", DurableExecutionName="order-1"))
-    # もう 1 件の注文がステップの途中にいるまま、Ctrl-C で終える。
+    # 1 つのプロセスが処理の途中に、もう 1 つが待機中にあるとき、Ctrl-C で終える。
     account.start(name, str(scratch))
     busy = eventually(lambda: scratch.exists() and scratch.read_text())
-    stdout, stderr = command.end(signal.SIGINT)
+    idle = account.result(account.start(name, "/", DurableExecutionName="order-1"))["pid"]
+    command.process.send_signal(signal.SIGINT)
+    stdout, stderr = command.process.communicate(timeout=10)
     assert (command.process.returncode, stderr) == (0, "")
     assert stdout.endswith("\n\nローカル AWS を停止しました。\n")
-    assert re.findall(r"order-1  (\S+)", stdout) == [
-        "呼び出し終了（完了）",
-        "実行終了（SUCCEEDED）",
-    ]
+    shown = re.findall(r"order-1  (\S+)", stdout)
+    assert shown == ["呼び出し終了（完了）", "実行終了（SUCCEEDED）"]
     for pid in (busy, idle):
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
@@ -629,7 +563,7 @@ def test_server_killed_hard_leaves_no_worker(
 
     try:
         name = command.account.create(PLAIN)
-        pid = str(command.account.result(command.account.start(name, "/")))
+        pid = str(command.account.result(command.account.start(name, "/"))["pid"])
         assert state() != b""
     finally:
         command.process.kill()
