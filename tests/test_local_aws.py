@@ -420,13 +420,6 @@ def test_invocation_that_died_says_how_and_is_tried_again(
 ARN = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:f-a:1/durable-execution/x/1"
 
 
-@pytest.mark.parametrize("on", ["not-f-a:*", "f-a", "f-a:2/*"])
-def test_role_without_permission_on_the_execution_is_refused(account: Account, on: str) -> None:
-    role = account.role(f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{on}")
-    reason = iam.refusal(role, DURABLE_ACTIONS[0], ARN)
-    assert reason == f"because no identity-based policy allows the {DURABLE_ACTIONS[0]} action"
-
-
 def test_permissions_boundary_counts(account: Account) -> None:
     role = account.role(PermissionsBoundary=BASIC)
     reason = str(iam.refusal(role, DURABLE_ACTIONS[0], ARN))
