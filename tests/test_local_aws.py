@@ -28,12 +28,11 @@ from tests.local_aws import iam
 from tests.local_aws.gateway import LocalAws
 from tests.support.account import (
     BASIC,
-    DURABLE_ACTIONS,
     REGION,
+    TRUST,
     Account,
     eventually,
     refused,
-    trust,
 )
 from tests.support.flows import APPROVE, TO_APPROVE, order_of
 
@@ -194,17 +193,17 @@ def test_each_update_makes_the_next_publish_mint_a_version(account: Account) -> 
     assert publish(CodeSha256=new) == "5"
 
 
-TRUST = json.loads(trust())["Statement"][0]
-DENYING = json.dumps({"Statement": [TRUST, TRUST | {"Effect": "Deny"}]})
+TRUSTED = json.loads(TRUST)["Statement"][0]
+DENYING = json.dumps({"Statement": [TRUSTED, TRUSTED | {"Effect": "Deny"}]})
 
 
-@pytest.mark.parametrize("document", [trust("ec2.amazonaws.com"), DENYING, None])
+@pytest.mark.parametrize("document", [TRUST.replace("lambda.", "ec2."), DENYING, None])
 def test_role_lambda_may_not_assume_is_refused(
     account: Account, function: str, document: str | None
 ) -> None:
     role = f"arn:aws:iam::{ACCOUNT}:role/nobody"
     if document:
-        role = account.role(AssumeRolePolicyDocument=document)
+        role = account.role(document)
     expected = "The role defined for the function cannot be assumed by Lambda."
     with pytest.raises(ClientError, match=expected):
         account.create(PLAIN, role)
@@ -417,16 +416,16 @@ def test_invocation_that_died_says_how_and_is_tried_again(
 
 # IAM
 
-ARN = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:f-a:1/durable-execution/x/1"
+ARN = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:order-processing-durable:1/x"
 
 
 def test_permissions_boundary_counts(account: Account) -> None:
     role = account.role(PermissionsBoundary=BASIC)
-    reason = str(iam.refusal(role, DURABLE_ACTIONS[0], ARN))
+    reason = str(iam.refusal(role, "lambda:CheckpointDurableExecution", ARN))
     assert "because no permissions boundary allows" in reason
     name, wide = role.rpartition("/")[2], "arn:aws:iam::aws:policy/AdministratorAccess"
     account.iam.put_role_permissions_boundary(RoleName=name, PermissionsBoundary=wide)
-    assert iam.refusal(role, DURABLE_ACTIONS[0], ARN) is None
+    assert iam.refusal(role, "lambda:CheckpointDurableExecution", ARN) is None
 
 
 # ワーカーとログ

@@ -157,7 +157,7 @@ def test_any_history_fits_in_80_columns(events: list[Event], now: datetime, know
 
 @pytest.fixture(scope="module")
 def account() -> Iterator[Account]:
-    with LocalAws(speed=1000) as server, pytest.MonkeyPatch.context() as monkeypatch:
+    with LocalAws(speed=20) as server, pytest.MonkeyPatch.context() as monkeypatch:
         account = Account(server.endpoint, server.access_key)
         for name, value in account.environment.items():
             monkeypatch.setenv(name, value)

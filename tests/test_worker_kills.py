@@ -1,16 +1,38 @@
 """ローカル AWS のワーカーを SIGKILL で強制終了しても、test_crashes.py と同じ結果になること。"""
 
+import io
 import json
 import random
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import deploy
 from tests.local_aws.gateway import LocalAws
+from tests.support import outside
+from tests.support.account import Account
 from tests.support.flows import order_of
-from tests.support.order_system import OrderSystem
+from tests.support.outside import OutsideServices
+
+
+class OrderSystem(Account):
+    """デプロイした注文システム。外部サービスの帳簿は、プロセスが落ちても残る。"""
+
+    def __init__(self, server: LocalAws, books: Path) -> None:
+        super().__init__(server.endpoint, server.access_key)
+        self.services = OutsideServices(books)
+        code = io.BytesIO(deploy.build_zip())
+        with zipfile.ZipFile(code, "a") as archive:
+            archive.write(Path(outside.__file__), "outside.py")
+        kept = {"Variables": {"BOOKS": str(books)}}
+        self.function = self.create(code.getvalue(), Handler="outside.handler", Environment=kept)
+
+    def order(self, order: dict[str, Any]) -> str:
+        return self.start(self.function, order)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -11,19 +12,15 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+import deploy
+
 REGION = "ap-northeast-1"
 BASIC = "arn:aws:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole"
-DURABLE_ACTIONS = ["lambda:CheckpointDurableExecution", "lambda:GetDurableExecutionState"]
+TRUST, DURABLE = (
+    Path(deploy.__file__).with_name(f"{name}-policy.json").read_text("utf-8")
+    for name in ("trust", "durable")
+)
 PATIENCE = 60  # 秒
-
-
-def trust(service: str = "lambda.amazonaws.com") -> str:
-    return policy(Principal={"Service": service}, Action="sts:AssumeRole")
-
-
-def policy(effect: str = "Allow", **elements: Any) -> str:
-    statement = {"Effect": effect, **elements}
-    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
 
 
 def eventually(look: Callable[[], Any], seconds: float = PATIENCE) -> Any:
@@ -60,32 +57,24 @@ class Account:
             for service in ("iam", "sts", "lambda", "logs")
         )
 
-    def role(self, durable_on: str | None = "arn:aws:lambda:*:*:function:*", **options: Any) -> str:
+    def role(self, trust: str = TRUST, **options: Any) -> str:
+        """README の「1. IAM ロールの作成」と同じロールを作成し、ARN を返す。"""
         name = f"role-{uuid.uuid4().hex[:8]}"
-        options = {"AssumeRolePolicyDocument": trust(), **options}
-        created = self.iam.create_role(RoleName=name, **options)
+        created = self.iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust, **options)
         self.iam.attach_role_policy(RoleName=name, PolicyArn=BASIC)
-        arn = str(created["Role"]["Arn"])
-        if durable_on:
-            self.allow(arn, policy(Action=DURABLE_ACTIONS, Resource=durable_on))
-        return arn
+        self.permit(name, DURABLE)
+        return str(created["Role"]["Arn"])
 
-    def allow(self, role: str, document: str, name: str = "durable") -> None:
-        self.iam.put_role_policy(
-            RoleName=role.rpartition("/")[2], PolicyName=name, PolicyDocument=document
-        )
+    def permit(self, role: str, document: str) -> None:
+        name = {"RoleName": role.rpartition("/")[2], "PolicyName": "durable"}
+        self.iam.put_role_policy(**name, PolicyDocument=document)
 
     def create(self, code: bytes, role: str | None = None, **changes: Any) -> str:
-        """関数を作成し、バージョン 1 を発行する。None を渡した設定は省く。"""
+        """deploy.py と同じ設定で関数を作成し、バージョン 1 を発行する。None を渡した設定は省く。"""
         settings = {
-            "FunctionName": f"f-{uuid.uuid4().hex[:8]}",
-            "Runtime": "python3.13",
-            "Role": role or self.role(),
-            "Handler": "app.handler",
+            **deploy.desired_settings(role or self.role()),
+            "FunctionName": f"order-processing-durable-{uuid.uuid4().hex[:8]}",
             "Code": {"ZipFile": code},
-            "Timeout": 30,
-            "LoggingConfig": {"LogFormat": "JSON"},
-            "DurableConfig": {"ExecutionTimeout": 864_000, "RetentionPeriodInDays": 3},
             **changes,
         }
         settings = {key: value for key, value in settings.items() if value is not None}
