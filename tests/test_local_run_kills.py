@@ -6,17 +6,14 @@
 import os
 import pty
 import signal
-import time
 
 import pytest
 
-from tests.support.flows import FLOWS, Flow, order_of
+from tests.support.flows import FLOWS, Flow
 from tests.support.terminal import Terminal, result_in
 
-WAIT, BETWEEN, QUESTION, PAYING = "short_wait: あと", "再試行します", "承認者の名前", "paying"
-SLOW = order_of(simulate={"payment_timeouts": 0, "payment_seconds": 2})
+WAIT, BETWEEN, QUESTION = "short_wait: あと", "再試行します", "承認者の名前"
 BY_TITLE = {flow.title: flow for flow in FLOWS}
-BY_TITLE["長い支払い"] = Flow("長い支払い", "COMPLETED", SLOW, 6, 6, 2)
 KILLS = {  # 1 件の注文を終了させていく場所。before と after は、外部サービスの処理の前後
     "README の注文": [
         WAIT, "before charge", BETWEEN, "after charge", "before notice", "after notice"
@@ -25,7 +22,6 @@ KILLS = {  # 1 件の注文を終了させていく場所。before と after は
     "応答はないが請求は成立": [
         "before charge", BETWEEN, "before cancellation", "after cancellation", "after notice"
     ],
-    "長い支払い": [PAYING, PAYING, "after notice"],
     "在庫が足りない注文": ["before notice", "after notice"],
     "却下された注文": [QUESTION, "before notice", "after notice"],
     "回答のない注文": [QUESTION, "before notice", "after notice"],
@@ -45,15 +41,12 @@ def live(terminal: Terminal, flow: Flow, kill: str) -> tuple[int, str]:
     if kill.startswith(("before", "after")):
         when, kind = kill.split()
         terminal.services.kill(kind, when)
-    asked = len(terminal.services.asked("charge"))
     with terminal.start(flow.order, stdin=keyboard) as process:
         assert process.stdout
         screen, seen = process.stdout, ""
         for char in iter(lambda: screen.read(1), ""):
             seen += char
-            if kill and (kill in seen or (kill == PAYING and "check_stock" in seen)):
-                while kill == PAYING and len(terminal.services.asked("charge")) == asked:
-                    time.sleep(0.01)
+            if kill and kill in seen:
                 process.kill()
                 break
     os.close(controller)
