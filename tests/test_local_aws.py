@@ -26,14 +26,7 @@ import deploy
 from tests.local_aws import __main__ as command_line
 from tests.local_aws import iam
 from tests.local_aws.gateway import LocalAws
-from tests.support.account import (
-    BASIC,
-    REGION,
-    TRUST,
-    Account,
-    eventually,
-    refused,
-)
+from tests.support.account import BASIC, REGION, TRUST, Account, eventually, refused
 from tests.support.flows import APPROVE, TO_APPROVE, order_of
 
 ROOT = Path(__file__).parents[1]
