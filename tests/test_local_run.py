@@ -83,9 +83,7 @@ def test_character_that_the_terminal_does_not_know_is_no_obstacle(terminal: Term
     assert "\\ud800" in out_of_stock(terminal.run(unknown, program=APP, env=environment))
 
 
-def test_declined_card_does_not_read_like_the_first_of_several_attempts(
-    terminal: Terminal,
-) -> None:
+def test_declined_card_does_not_read_like_the_first_of_several_attempts(terminal: Terminal) -> None:
     _, out, _ = terminal.run(DECLINED)
     assert "pay            失敗: カードが拒否されました\n" in out
     assert "回目は失敗" not in out
@@ -345,9 +343,7 @@ def test_unusable_order_is_one_sentence(terminal: Terminal) -> None:
     assert "注文: " in one_sentence(*terminal.run("[]", program=APP))
 
 
-def test_what_no_longer_fits_the_record_is_refused_and_nothing_is_lost(
-    terminal: Terminal,
-) -> None:
+def test_what_no_longer_fits_the_record_is_refused_and_nothing_is_lost(terminal: Terminal) -> None:
     terminal.stop_at(WAITING, signal.SIGKILL)
     assert "内容の異なる" in one_sentence(*terminal.run(order_of(price=1)))
     line = '    shortages = step(check_stock(event["items"]))\n'

@@ -168,13 +168,6 @@ def test_price_in_the_comparison_is_the_one_that_the_benchmark_prints() -> None:
     assert int(theirs) == prices.step_functions("README の注文")
 
 
-def test_each_exercise_says_first_what_one_sees_and_how_long_it_takes() -> None:
-    exercises = EXERCISES.partition("\n# 演習\n")[2].partition("\n# 開発者向け")[0]
-    first_lines = re.findall(r"^## .*\n\n(.*)$", exercises, re.MULTILINE)
-    assert first_lines
-    assert [line for line in first_lines if not re.search(r"約 \d 分", line)] == []
-
-
 def test_second_command_is_what_ci_runs_and_both_install_what_they_need() -> None:
     assert without_setup(FIRST[0])[1:] == ["app.py"]
     assert without_setup(TESTS[0], "tests/")[1:] == ["-m", "pytest", "tests"]

@@ -13,8 +13,6 @@ from unittest.mock import Mock
 import boto3
 import pytest
 from botocore.stub import Stubber
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import deploy
 from tests.local_aws.gateway import LocalAws
@@ -123,33 +121,12 @@ def test_success_stays_visible_beside_the_attempts_that_failed_just_before() -> 
 def test_names_that_are_missing_long_or_unprintable_fit() -> None:
     odd = [event(0, "StepFailed", name) for name in ("a" * 99, "承認" * 9, "\x1b[31m\n")]
     nameless = event(0, "WaitStarted") | {"Id": "1"}
-    labels = [line[:20].split()[0] for line in draw([*odd, nameless], START).splitlines()[1:-1]]
+    lines = draw([*odd, nameless], START).splitlines()
+    assert max(map(width, lines)) <= 80
+    labels = [line[:20].split()[0] for line in lines[1:-1]]
     assert labels == ["a" * 18 + "..", "承認承認承認承認承..", "?[31m?", "Wait"]
     alike = [event(0, "WaitStarted", "same") | {"Id": number} for number in "12"]
     assert draw(alike, START).count("same") == 2
-
-
-KINDS = boto3.client("lambda", region_name="us-east-1").meta.service_model.shape_for("EventType")
-TIMES = (st.integers(0, 366 * 86400) | st.floats(0, 20)).map(after)
-EVENTS = st.fixed_dictionaries(
-    {
-        "EventType": st.sampled_from(KINDS.enum),
-        "EventTimestamp": TIMES,
-        "Id": st.text(max_size=1),
-        "InvocationCompletedDetails": st.fixed_dictionaries(
-            {"StartTimestamp": TIMES, "EndTimestamp": TIMES}, optional={"Error": st.just({})}
-        ),
-        "StepFailedDetails": st.just({"RetryDetails": {"NextAttemptDelaySeconds": 5}}),
-    },
-    optional={"Name": st.text(max_size=40)},
-)
-INVOCATIONS = st.none() | st.lists(st.tuples(TIMES, st.none() | TIMES))
-
-
-@settings(deadline=None)
-@given(st.lists(EVENTS), TIMES, INVOCATIONS)
-def test_any_history_fits_in_80_columns(events: list[Event], now: datetime, known: Any) -> None:
-    assert max(map(width, draw(events, now, known).split("\n"))) <= 80
 
 
 # ---- python -m tests.timeline ------------------------------------------------------

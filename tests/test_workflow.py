@@ -32,10 +32,7 @@ def step_names(result: DurableFunctionTestResult) -> list[str | None]:
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.title)
 def test_each_flow_ends_as_listed_with_one_notification(
-    run_order: RunOrder,
-    services: OutsideServices,
-    monkeypatch: pytest.MonkeyPatch,
-    flow: Flow,
+    run_order: RunOrder, services: OutsideServices, monkeypatch: pytest.MonkeyPatch, flow: Flow
 ) -> None:
     if flow.status == "APPROVAL_TIMED_OUT":
         monkeypatch.setattr(app, "APPROVAL_TIMEOUT", Duration.from_seconds(1))

@@ -6,7 +6,6 @@ wait_for_callback、既定の SerDes、既定の再試行。どのステップ�
 from typing import Any
 
 from aws_durable_execution_sdk_python import (
-    CallbackError,
     DurableContext,
     StepContext,
     StepError,
@@ -34,10 +33,7 @@ def handler(event: dict[str, Any], context: DurableContext) -> dict[str, Any]:
             context.logger.info("承認を依頼しました: %s", callback_id)
 
         config = WaitForCallbackConfig(timeout=Duration.from_minutes(10))
-        try:
-            answer = context.wait_for_callback(submit, name="approval", config=config)
-        except CallbackError:
-            return context.step(notify_customer(order, "APPROVAL_TIMED_OUT"))
+        answer = context.wait_for_callback(submit, name="approval", config=config)
         if not app.read_decision(answer)[0]:
             return context.step(notify_customer(order, "REJECTED"))
 
