@@ -4,7 +4,6 @@
 """
 
 import json
-from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -36,18 +35,16 @@ def results(
     payments: list[str],
     cancellation: str = "",
     notice: str = "",
-) -> Iterator[tuple[str, str, DurableFunctionTestResult]]:
-    """支払いの並びごとに 1 件、同時に注文し、並び、注文の ID、実行の結果を返す。"""
-    started = []
+) -> dict[str, DurableFunctionTestResult]:
+    """支払いの並びごとに 1 件、同時に注文し、並びごとの結果を返す。"""
+    arns = {}
     for payment in payments:
         order = order_of(simulate={"payment_timeouts": 0}) | {"order_id": f"order-{payment}"}
         services.lose_answers(f"order-{payment}-payment", payment)
         services.lose_answers(f"order-{payment}-payment-cancellation", cancellation)
         services.lose_answers(f"order-{payment}-notice", notice)
-        started.append(runner.run_async(input=json.dumps(order)))
-    ended = [runner.wait_for_result(arn) for arn in started]
-    for payment, result in zip(payments, ended, strict=True):
-        yield payment, f"order-{payment}", result
+        arns[payment] = runner.run_async(input=json.dumps(order))
+    return {payment: runner.wait_for_result(arn) for payment, arn in arns.items()}
 
 
 @pytest.mark.parametrize(("cancellation", "notice"), LOSSES)
@@ -56,9 +53,10 @@ def test_what_is_charged_and_what_the_customer_hears_agree(
 ) -> None:
     """COMPLETED なら 1 回だけ請求され、ほかなら請求されず、お客様は 1 度だけ本当のことを聞く。"""
     payments = UNANSWERED if cancellation else PAYMENTS  # 応答すれば、取り消しはない
-    ended = [*results(runner, services, payments, cancellation, notice)]
+    ended = results(runner, services, payments, cancellation, notice)
     charges, notices = services.done("charge"), services.done("notice").values()
-    for payment, order_id, result in ended:
+    for payment, result in ended.items():
+        order_id = f"order-{payment}"
         told = [notice for notice in notices if notice["order_id"] == order_id]
         charged = charges.get(f"{order_id}-payment", 0)
         message = (result.error and result.error.message) or ""
@@ -88,7 +86,7 @@ def test_unforeseen_error_after_a_charge_leaves_nothing_charged(
         return {services.charge_card(key, amount, simulate, attempt)}
 
     monkeypatch.setattr(app, "charge_card", charge_card)
-    [(_, _, result)] = results(runner, services, ["L" if broken == "error" else "A"])
+    [result] = results(runner, services, ["L" if broken == "error" else "A"]).values()
     assert result.error is not None
     expected = "想定外のエラー" if broken == "error" else "Serialization failed"
     assert str(result.error.message).startswith(expected)

@@ -5,7 +5,9 @@ AWS と同じ形式の ARN、実行名によるべき等性、バージョンご
 """
 
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from aws_durable_execution_sdk_python.execution import DurableExecutionInvocationInput
@@ -25,10 +27,19 @@ from tests.support.runner import ClockScheduler, OrderClock, ReliableExecutor
 from . import ACCOUNT
 from .errors import AwsError
 from .functions import Function, check_arn, find_function, named
-from .history import FailedInvocation, as_aws_writes
 from .workers import FunctionError, Workers
 
 Params = dict[str, Any]  # Region は、署名のリージョン
+
+
+@dataclass(frozen=True)
+class FailedInvocation(model.InvocationCompletedDetails):
+    """結果を返さずに終了した呼び出し。ランナーの型にはエラーのフィールドがない。"""
+
+    error: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"Error": {"Payload": self.error, "Truncated": False}}
 
 
 class Store(InMemoryExecutionStore):
@@ -196,6 +207,35 @@ OPERATIONS: dict[str, Callable[[Executions, Params], dict[str, Any]]] = {
     "SendDurableExecutionCallbackFailure": lambda e, p: e.answer(p, "failure", error_in(p)),
     "SendDurableExecutionCallbackHeartbeat": lambda e, p: e.answer(p, "heartbeat"),
 }
+
+
+def as_aws_writes(events: list[model.Event], execution: Execution) -> list[dict[str, Any]]:
+    """ランナーの履歴に、AWS だけが記録する項目を補う。events は最初からの全イベント。"""
+    # ランナーと同じく、終了した順。
+    invocations = iter(sorted(execution.invocation_completions, key=lambda i: i.end_timestamp))
+    started: defaultdict[str, list[Any]] = defaultdict(list)
+    ended: defaultdict[str, list[Any]] = defaultdict(list)
+    for update in map(OperationUpdate.to_dict, execution.updates):
+        (started if update["Action"] == "START" else ended)[update["Id"]].append(update)
+    attempts = Counter[str]()
+    written = []
+    for event in events:
+        entry, operation = event.to_dict(), str(event.operation_id)
+        details = entry.setdefault(f"{event.event_type}Details", {})
+        if event.event_type == "InvocationCompleted":
+            details |= next(invocations).to_dict()
+        elif event.event_type == "CallbackStarted":
+            for key, seconds in started[operation][0].get("CallbackOptions", {}).items():
+                details |= {key.removesuffix("Seconds"): seconds} if seconds else {}
+        elif event.event_type in ("StepSucceeded", "StepFailed"):
+            update = ended[operation][attempts[operation]]
+            attempts[operation] += 1
+            retry = {"CurrentAttempt": attempts[operation], **update.get("StepOptions", {})}
+            details["RetryDetails"] = retry
+            if "Payload" in update:
+                details["Result"] = {"Payload": update["Payload"], "Truncated": False}
+        written.append(entry)
+    return written
 
 
 def page(key: str, name: str, items: list[Any], params: Params) -> dict[str, Any]:
