@@ -65,8 +65,6 @@ def zipped(code: str) -> bytes:
 
 CODE, PLAIN = deploy.build_zip(), zipped(BARE)
 OUT_OF_STOCK = order_of(quantity=5000)
-
-
 lines: list[str] = []  # 注文の経過
 
 
@@ -139,11 +137,13 @@ def test_what_the_demo_does_not_use_is_refused_in_a_sentence(
 ) -> None:
     f, one = account.functions, {"FunctionName": f"{function}:1"}
     nothing_durable = account.create(PLAIN, DurableConfig=None)
+    short = account.create(PLAIN, DurableConfig={"ExecutionTimeout": 900})
     elsewhere = Account(account.endpoint, account.access_key, "xx-west-1").functions
     asked: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         (f.invoke, {**one, "InvocationType": "DryRun"}),
         (f.invoke, {**one, "LogType": "Tail"}),
         (f.invoke, {"FunctionName": nothing_durable}),
+        (f.invoke, {"FunctionName": f"{short}:1"}),
         (f.create_alias, {"FunctionName": function, "FunctionVersion": "1", "Name": "live"}),
         (elsewhere.list_functions, {}),
     ]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -12,22 +11,17 @@ from tests.support.account import DURABLE, TRUST, Account
 from tests.support.flows import order_of
 
 
-def only_statement(policy: str) -> dict[str, Any]:
-    (statement,) = json.loads(policy)["Statement"]
-    assert statement.pop("Effect") == "Allow"
-    return dict(statement)
-
-
 def test_lambda_alone_may_assume_the_role_that_covers_the_workshop_functions_alone() -> None:
-    assert only_statement(TRUST) == {
-        "Principal": {"Service": "lambda.amazonaws.com"},
-        "Action": "sts:AssumeRole",
-    }
+    lambda_alone = {"Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    assert json.loads(TRUST)["Statement"] == [{"Effect": "Allow", **lambda_alone}]
     functions = "arn:aws:lambda:*:*:function:order-processing-durable"
-    assert only_statement(DURABLE) == {
-        "Action": ["lambda:CheckpointDurableExecution", "lambda:GetDurableExecutionState"],
-        "Resource": [f"{functions}:*", f"{functions}-*:*"],
-    }
+    assert json.loads(DURABLE)["Statement"] == [
+        {
+            "Effect": "Allow",
+            "Action": ["lambda:CheckpointDurableExecution", "lambda:GetDurableExecutionState"],
+            "Resource": [f"{functions}:*", f"{functions}-*:*"],
+        }
+    ]
 
 
 FUNCTIONS = ["order-processing-durable", "order-processing-durable-sato"]

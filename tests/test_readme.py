@@ -35,14 +35,10 @@ README = (ROOT / "README.md").read_text("utf-8")
 EXERCISES = (ROOT / "tests" / "README.md").read_text("utf-8")
 Block = tuple[str, str | None]
 OUTCOMES = re.findall(
-    r"^([A-Z_]+)(?:（[^）]*）)?:\n\n```bash\n(.*?)```\n\n```json\n(.*?)```$",
-    EXERCISES,
-    re.MULTILINE | re.DOTALL,
+    r"(?ms)^([A-Z_]+)(?:（[^）]*）)?:\n\n```bash\n(.*?)```\n\n```json\n(.*?)```$", EXERCISES
 )
 SETUP = ["python3 -m venv .venv", ".venv/bin/pip install -q -r {}requirements.txt"]
-ERRORS = re.compile(
-    r"An error occurred|^usage: aws|Traceback|command not found|No such file", re.MULTILINE
-)
+ERRORS = re.compile(r"(?m)An error occurred|^usage: aws|Traceback|command not found|No such file")
 
 
 def blocks(text: str) -> list[Block]:
@@ -95,10 +91,9 @@ def without_times(text: str) -> str:
     times = rf"^ *\d+\.\d 秒|{waits}|\d+\.\d 秒[ので]|{scale}|\d+\.\d 秒$"
     text = re.sub(times, "N 秒", text, flags=re.MULTILINE)
     return re.sub(
-        r"^(\S+)  ([-#|*x ]+)(動.*)?$",
+        r"(?m)^(\S+)  ([-#|*x ]+)(動.*)?$",
         lambda row: " ".join([row[1], *re.findall(r"[|*x]", row[2]), row[3] or ""]),
         text,
-        flags=re.MULTILINE,
     )
 
 
@@ -177,9 +172,8 @@ def test_second_command_is_what_ci_runs_and_both_install_what_they_need() -> Non
 # ---- 壊してみる ------------------------------------------------------------------
 
 EDITS = re.findall(
-    r"^```diff\n(.*?)^```\n\n```bash\n(.*?)^```\n\n`(test_\w+)`.*?^```text\n(.*?)^```$",
+    r"(?ms)^```diff\n(.*?)^```\n\n```bash\n(.*?)^```\n\n`(test_\w+)`.*?^```text\n(.*?)^```$",
     EXERCISES,
-    re.MULTILINE | re.DOTALL,
 )
 
 
