@@ -508,7 +508,6 @@ ELSEWHERE = {"StringNotEquals": {"aws:SourceAccount": "123456789012"}}
         ([LAMBDA, LAMBDA | {"Effect": "Deny"}], False),
         ([LAMBDA, LAMBDA | {"Effect": "Deny", "Principal": "*"}], False),
         ([LAMBDA | {"Principal": {"Service": "edgelambda.amazonaws.com"}}], False),
-        ([LAMBDA | {"Principal": {"Service": "ec2.amazonaws.com"}}], False),
     ],
 )
 def test_role_that_lambda_may_not_assume_gets_the_command_that_mends_it(

@@ -1,5 +1,6 @@
 """実行ロールの権限が、この関数の実行の記録に必要なものだけであること。"""
 
+import contextlib
 import json
 from collections.abc import Iterator
 
@@ -40,6 +41,8 @@ def account() -> Iterator[Account]:
 def role(account: Account) -> str:
     role = account.role()
     for name in FUNCTIONS:
+        with contextlib.suppress(account.functions.exceptions.ResourceNotFoundException):
+            account.functions.delete_function(FunctionName=name)  # 前のテストの関数
         account.create(deploy.build_zip(), role, FunctionName=name)
     return role
 

@@ -56,8 +56,8 @@ def test_each_flow_ends_as_listed_with_one_notification(
         ([{"product_id": "謎", "price": 0, "quantity": 1}], ["謎"]),
         # 結果の上限 256 KB を超えないように、10 件まで
         (
-            [{"product_id": f"x{n}", "price": 1, "quantity": 1} for n in range(20_000)],
-            [f"x{n}" for n in range(10)],
+            [{"product_id": f"{n:064}", "price": 1, "quantity": 1} for n in range(20_000)],
+            [f"{n:064}" for n in range(10)],
         ),
     ],
 )
@@ -66,10 +66,6 @@ def test_shortage_names_the_products(
 ) -> None:
     result = outcome(run_order({"order_id": "order-1", "items": items}))
     assert (result["status"], result["products"]) == ("OUT_OF_STOCK", products)
-
-
-def test_order_for_exactly_the_stock_is_accepted(run_order: RunOrder) -> None:
-    assert outcome(run_order(order_of(price=1, quantity=1000)))["status"] == "COMPLETED"
 
 
 def test_outcomes_do_not_depend_on_the_name_of_the_file(
@@ -135,9 +131,6 @@ def test_bad_order_fails_at_once_and_names_the_field(
     assert step_names(result) == []
 
 
-REJECTION = {"order_id", "status", "total"}
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -158,7 +151,8 @@ def test_anything_but_an_explicit_yes_rejects_with_a_reason(
     run_order: RunOrder, services: OutsideServices, answer: bytes
 ) -> None:
     result = outcome(run_order(TO_APPROVE, answer))
-    assert (result["status"], result.keys() - {"reason"}) == ("REJECTED", REJECTION)
+    assert result["status"] == "REJECTED"
+    assert result.keys() == {"order_id", "status", "total", "reason"}
     assert result["reason"].endswith(("承認されませんでした", "JSON オブジェクトではありません"))
     assert services.asked("charge") == []
     assert services.asked("notice") == ["order-123-REJECTED"]

@@ -133,9 +133,7 @@ class LocalAws:
             raise beyond("DurableConfig のない関数")
         if qualifier is None:
             raise ValueError("You cannot invoke a durable function using an unqualified ARN")
-        if kind != "Event":
-            if function.durable_config["ExecutionTimeout"] <= SYNC_SECONDS:
-                raise beyond("durable functions の同期呼び出し")
+        if kind != "Event" and function.durable_config["ExecutionTimeout"] > SYNC_SECONDS:
             message = "You cannot synchronously invoke a durable function with an executionTimeout"
             raise ValueError(f"{message} greater than 15 minutes.")
         execution_name = params.get("DurableExecutionName", str(uuid.uuid4()))
@@ -147,7 +145,15 @@ class LocalAws:
             raise AwsError(400, "InvalidRequestContentException", message) from error
         execution = self.executions.start(function, execution_name, payload.decode())
         headers = {"X-Amz-Durable-Execution-Arn": execution.durable_execution_arn}
-        return Response(status=202, headers=headers)
+        if kind == "Event":
+            return Response(status=202, headers=headers)
+        self.executions.executor.wait_until_complete(execution.durable_execution_arn)
+        assert execution.result
+        answer = execution.result.result or "null"
+        if failure := execution.result.error:
+            headers["X-Amz-Function-Error"] = "Unhandled"
+            answer = json.dumps({"errorType": failure.type, "errorMessage": failure.message})
+        return Response(answer, headers=headers, content_type="application/json")
 
     def durable(self, operation: str, params: Params, caller: Function | None) -> Response:
         """公式ランナーを、HTTP を介さずに使う。権限は、実行ロールで呼び出した関数だけ検証する。"""

@@ -118,7 +118,3 @@ class Account:
 
     def send(self, callback: str, result: str | bytes) -> None:
         self.functions.send_durable_execution_callback_success(CallbackId=callback, Result=result)
-
-    def messages(self, function: str) -> list[str]:
-        found = self.logs.filter_log_events(logGroupName=f"/aws/lambda/{function}")
-        return [event["message"] for event in found["events"]]

@@ -21,6 +21,7 @@ APPROVE = b'{"approved": true, "approver": "sato"}'
 REJECT = b'{"approved": false, "approver": "sato", "reason": "over budget"}'
 DECLINED = order_of(simulate={"card_declined": True})
 ANSWERS = order_of(simulate={"payment_timeouts": 0})
+LAST_TRY = order_of(price=1, quantity=1000, simulate={"payment_timeouts": 3})  # 在庫ちょうど
 UNANSWERED = order_of(simulate={"payment_timeouts": 10})
 
 
@@ -58,7 +59,7 @@ class Flow:
 FLOWS = [
     Flow("README の注文", "COMPLETED", README_ORDER, 6, 7, 3),
     Flow("承認された注文", "COMPLETED", TO_APPROVE, 7, 8, 3, APPROVE),
-    Flow("4 回目の試行で成功", "COMPLETED", order_of(simulate={"payment_timeouts": 3}), 8, 9, 5),
+    Flow("4 回目の試行で成功", "COMPLETED", LAST_TRY, 8, 9, 5),
     Flow("在庫が足りない注文", "OUT_OF_STOCK", order_of(quantity=5000), 3, 4, 1),
     Flow("却下された注文", "REJECTED", TO_APPROVE, 5, 6, 2, REJECT),
     Flow("回答のない注文", "APPROVAL_TIMED_OUT", TO_APPROVE, 5, 6, 2),
