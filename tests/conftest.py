@@ -38,6 +38,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
             raise pytest.UsageError(deploy.advice_for(error)) from error
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """いちばん長い 2 つを、別々のワーカーが最初に受け取る所に置く。ほかはその間に済む。"""
     in_account = config.getoption("--aws")

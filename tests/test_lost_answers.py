@@ -25,7 +25,7 @@ NEVER = ["L" * ATTEMPTS, "N" * ATTEMPTS]
 LOSSES = [  # 取り消しと通知の失い方
     *((never, "") for never in NEVER),
     *(("", never) for never in NEVER),
-    *((sometimes, sometimes) for sometimes in ("", "L", "N", "LNL", "NLN")),
+    *((sometimes, sometimes) for sometimes in ("", "LNL", "NLN")),
 ]
 
 

@@ -18,7 +18,7 @@ def test_sigkill_around_an_effect_changes_nothing(tmp_path: Path) -> None:
     with zipfile.ZipFile(code, "a") as archive:
         archive.write(outside.__file__, "outside.py")
     kept = {"Variables": {"BOOKS": str(tmp_path)}}
-    with LocalAws(speed=5) as server:
+    with LocalAws(speed=20) as server:
         account = Account(server.endpoint, server.access_key)
         function = account.create(code.getvalue(), Handler="outside.handler", Environment=kept)
         for kind, when in product(("charge", "notice"), ("before", "after")):
