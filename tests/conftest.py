@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -45,8 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = [item for item in items if bool(item.get_closest_marker("aws")) == in_account]
     longest = [item for item in chosen if item.name.startswith("test_every_aws_command")]
     others = [item for item in chosen if item not in longest]
-    half = len(others) // 2
-    items[:] = longest[:1] + others[:half] + longest[1:] + others[half:]
+    share = len(chosen) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = longest[:1] + others[:share] + longest[1:] + others[share:]
 
 
 @pytest.fixture(autouse=True)
