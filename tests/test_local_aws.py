@@ -284,6 +284,8 @@ def test_paging_neither_skips_nor_repeats_while_orders_stop_and_start(account: A
         assert seen == (arns if reverse else arns[::-1])
         for arn in [*arns, *later]:
             f.stop_durable_execution(DurableExecutionArn=arn)
+    latest = f.list_durable_executions_by_function(FunctionName=name, Qualifier="$LATEST")
+    assert latest["DurableExecutions"] == []
 
 
 def test_deleted_function_is_gone_and_its_names_are_free(account: Account) -> None:
