@@ -46,12 +46,15 @@ class Life(DurableServiceClient):
     calls: int = 0
     crashed: list[Crash] = field(default_factory=list)
 
-    def checkpoint(self, *arguments: Any, **call: Any) -> CheckpointOutput:
+    def checkpoint(self, *_: Any, **call: Any) -> CheckpointOutput:
         assert self.service
+        kinds = {(update.action.value, update.operation_type.value) for update in call["updates"]}
+        if kinds == {("START", "STEP")}:  # 混んだ機械では先に送られることがあるので、数えない
+            return self.service.checkpoint(**call)
         self.calls += 1
         number = self.calls
         self.strike("before", number)
-        output = self.service.checkpoint(*arguments, **call)
+        output = self.service.checkpoint(**call)
         self.strike("after", number)
         return output
 
