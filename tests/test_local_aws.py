@@ -192,9 +192,7 @@ DENYING = json.dumps({"Statement": [TRUSTED, TRUSTED | {"Effect": "Deny"}]})
 def test_role_lambda_may_not_assume_is_refused(
     account: Account, function: str, document: str | None
 ) -> None:
-    role = f"arn:aws:iam::{ACCOUNT}:role/nobody"
-    if document:
-        role = account.role(document)
+    role = account.role(document) if document else f"arn:aws:iam::{ACCOUNT}:role/nobody"
     expected = "The role defined for the function cannot be assumed by Lambda."
     with pytest.raises(ClientError, match=expected):
         account.create(PLAIN, role)

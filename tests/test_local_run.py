@@ -29,6 +29,7 @@ OUT_OF_STOCK = order_of(quantity=5000)
 STOPPED = "\n中断しました。同じコマンドをもう一度実行すると、続きから再開します。\n"
 QUESTION = "承認者の名前"
 WAITING = "short_wait: あと"
+NEEDS_DEV_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="macOS にはない")
 
 
 def one_sentence(code: int, out: str, err: str) -> str:
@@ -267,6 +268,7 @@ def test_terminal_that_is_gone_at_the_question_decides_nothing(
     completed(terminal, TO_APPROVE)
 
 
+@NEEDS_DEV_FULL
 def test_full_output_is_one_sentence(terminal: Terminal) -> None:
     with open("/dev/full", "w") as full:
         code, _, err = terminal.run(stdout=full)
@@ -275,6 +277,7 @@ def test_full_output_is_one_sentence(terminal: Terminal) -> None:
     assert terminal.record.exists()
 
 
+@NEEDS_DEV_FULL
 def test_failure_that_cannot_be_shown_is_shown_by_the_next_command(terminal: Terminal) -> None:
     terminal.services.lose_answers("order-123-notice", "NNNN")
     with open("/dev/full", "w") as full:
