@@ -108,13 +108,10 @@ class Account:
         return get(DurableExecutionArn=arn, IncludeExecutionData=True)["Events"]
 
     def callback(self, arn: str) -> str:
-        """実行がコールバックを待つまで待ち、その ID を返す。"""
-
-        def find() -> Any:
-            started = [e for e in self.history(arn) if e["EventType"] == "CallbackStarted"]
-            return started and started[0]["CallbackStartedDetails"]["CallbackId"]
-
-        return str(eventually(find))
+        """実行がコールバックを待って止まるまで待ち、その ID を返す。"""
+        eventually(lambda: self.history(arn)[-1]["EventType"] == "InvocationCompleted")
+        [callback] = [e for e in self.history(arn) if e["EventType"] == "CallbackStarted"]
+        return str(callback["CallbackStartedDetails"]["CallbackId"])
 
     def send(self, callback: str, result: str | bytes) -> None:
         self.functions.send_durable_execution_callback_success(CallbackId=callback, Result=result)
