@@ -30,13 +30,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """--aws なら、ほかに何もしないうちに、AWS を使えるかを 1 文で確認する。"""
-    if config.getoption("--aws"):
-        config.option.numprocesses = 0
-        try:
-            boto3.client("lambda").list_functions(MaxItems=1)
-        except (BotoCoreError, ClientError) as error:
-            raise pytest.UsageError(deploy.advice_for(error)) from error
+    """--aws なら、ほかに何もしないうちに、AWS を使えるかを 1 文で確認する。
+
+    でなければ、README の「準備」の後のターミナルでも、プロキシの設定があっても、同じように動かす。
+    """
+    if not config.getoption("--aws"):
+        for name in list(os.environ):
+            if name.startswith("AWS_") or name.lower().endswith("_proxy"):
+                del os.environ[name]
+        return
+    config.option.numprocesses = 0
+    try:
+        boto3.client("lambda").list_functions(MaxItems=1)
+    except (BotoCoreError, ClientError) as error:
+        raise pytest.UsageError(deploy.advice_for(error)) from error
 
 
 @pytest.hookimpl(trylast=True)

@@ -111,8 +111,6 @@ def account() -> Iterator[Account]:
 
 @pytest.fixture
 def aws(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Aws:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
     here = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
     for name, value in (account.environment | here).items():
         monkeypatch.setenv(name, value)
