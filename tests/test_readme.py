@@ -109,6 +109,8 @@ def assert_shown(printed: str, expected: str | None) -> None:
 
 # ---- 手元で ----------------------------------------------------------------------
 
+IDLE = "ハンドラーは動きません"
+
 
 @pytest.mark.parametrize("session", [[FIRST], [STOP, GO_ON], EDITED], ids=range(3))
 def test_app_prints_what_is_shown_within_80_columns(folder: Path, session: list[Block]) -> None:
@@ -118,14 +120,17 @@ def test_app_prints_what_is_shown_within_80_columns(folder: Path, session: list[
         process = subprocess.Popen(
             ["bash", "-c", f"exec {program}" if stopped else program],
             cwd=folder,
+            env=os.environ | ({"FREEZE": IDLE} if stopped else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         printed = ""
         if stopped:
-            printed = read_to("ハンドラーは動きません\n", process) + "^C"
+            os.waitpid(process.pid, os.WUNTRACED)
+            printed = read_to(f"{IDLE}\n", process) + "^C"
             process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGCONT)
         printed += process.communicate(timeout=300)[0]
         assert process.returncode == (130 if stopped else 0)
         assert_shown(printed, shown)
@@ -360,10 +365,9 @@ def test_every_aws_command_prints_in_an_account_what_is_shown(folder: Path) -> N
 
 
 def test_account_without_credentials_gets_one_sentence(folder: Path) -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     here = {"HOME": str(folder), "AWS_EC2_METADATA_DISABLED": "true", "AWS_REGION": "us-west-2"}
     command = [sys.executable, "-m", "pytest", "tests/test_readme.py", "--aws"]
-    done = subprocess.run(command, cwd=folder, env=kept | here, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=os.environ | here, capture_output=True, text=True)
     assert done.returncode != 0
     assert "README の「準備」のとおりに設定してください。" in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr + done.stdout

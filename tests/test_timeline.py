@@ -134,7 +134,7 @@ def test_names_that_are_missing_long_or_unprintable_fit() -> None:
 
 @pytest.fixture(scope="module")
 def account() -> Iterator[Account]:
-    with LocalAws(speed=20) as server, pytest.MonkeyPatch.context() as monkeypatch:
+    with LocalAws(speed=5) as server, pytest.MonkeyPatch.context() as monkeypatch:
         account = Account(server.endpoint, server.access_key)
         for name, value in account.environment.items():
             monkeypatch.setenv(name, value)

@@ -28,7 +28,7 @@ def eventually(look: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, f"{seconds} 秒待っても起きない"
-        time.sleep(0.02)
+        time.sleep(0.1)
     return found
 
 

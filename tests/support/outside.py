@@ -2,8 +2,9 @@
 
 請求も通知もフォルダーのファイルに記録するので、プロセスが強制終了されても残る。環境変数 BOOKS が
 あれば、そのフォルダーで app.py の外部サービスを置き換える。ローカル AWS へは app.py と並べて
-デプロイする。`python -m tests.support.outside [注文]` は、5 倍速の `python app.py [注文]` になり、
-環境変数 LATER の秒数だけ、時計が進んだ状態で始まる。
+デプロイする。`python -m tests.support.outside [注文]` は、5 倍速の `python app.py [注文]` になる。
+時計は環境変数 LATER の秒数だけ進んだ状態で始まり、FREEZE の言葉か「line 行数」を表示した所で、
+SIGCONT が届くまで止まる。
 """
 
 import json
@@ -117,18 +118,27 @@ handler = app.handler
 
 if __name__ == "__main__":
     from datetime import UTC, datetime, timedelta
+    from itertools import count
     from unittest import mock
 
-    from tests.local_run import record
+    from tests.local_run import record, screen
     from tests.local_run.order import process
-    from tests.local_run.screen import prepare
     from tests.support.runner import OrderClock as Clock
 
-    prepare()
-    later = timedelta(seconds=float(os.environ.get("LATER", "0")))
+    screen.prepare()
+    later, freeze = timedelta(seconds=float(os.environ.get("LATER", "0"))), os.environ.get("FREEZE")
+    lines = count(1)
 
     def start(speed: float, last: datetime) -> Clock:
         return Clock(speed, max(last, datetime.now(UTC)) + later)
 
-    with mock.patch.object(record, "OrderClock", start):
+    def show(text: str, **options: Any) -> None:
+        print(text, **options)
+        if freeze and (freeze in text or freeze == f"line {next(lines)}"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    with (
+        mock.patch.object(record, "OrderClock", start),
+        mock.patch.object(screen, "print", show, create=True),
+    ):
         process(app, sys.argv[1:], speed=5)

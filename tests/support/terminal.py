@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,17 +22,23 @@ class Terminal:
         self.later = 0  # 次のプロセスの時計を進める秒数
 
     def start(self, *orders: Any, **options: Any) -> "subprocess.Popen[str]":
-        """注文（辞書か引数の文字列）の処理を始める。program は FAST か APP か、Python の引数。"""
+        """注文（辞書か引数の文字列）の処理を始める。program は FAST か APP か、Python の引数。
+
+        freeze があれば、それを表示した所で止まり、動かさなければ進まないのを待つ。
+        """
         texts = [order if isinstance(order, str) else json.dumps(order) for order in orders]
-        program = options.pop("program", FAST)
-        books = {"BOOKS": str(self.services.books), "LATER": str(self.later)}
+        program, freeze = options.pop("program", FAST), options.pop("freeze", "")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
+        fast = {"BOOKS": str(self.services.books), "LATER": str(self.later), "FREEZE": freeze}
+        process = subprocess.Popen(
             [sys.executable, *program, *texts],
             cwd=self.folder,
             text=True,
-            **{**pipes, "env": os.environ | (books if program == FAST else {}), **options},
+            **{**pipes, "env": os.environ | fast, **options},
         )
+        if freeze:
+            assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        return process
 
     def run(self, *orders: Any, stdin: str = "", **options: Any) -> tuple[int, str, str]:
         """注文を処理し、終了コード、標準出力、標準エラー出力を返す。"""
@@ -40,10 +47,10 @@ class Terminal:
         return process.returncode, out, err
 
     def stop_at(self, words: str, number: int, *orders: Any, **options: Any) -> tuple[int, str]:
-        """words が表示されたらシグナルを送り、終了コードと標準エラー出力を返す。"""
-        process = self.start(*orders, **options)
-        read_to(words, process)
+        """words を表示した所でシグナルを送り、終了コードと標準エラー出力を返す。"""
+        process = self.start(*orders, freeze=words, **options)
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         _, err = process.communicate(timeout=120)
         return process.returncode, err
 
