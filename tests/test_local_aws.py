@@ -70,7 +70,7 @@ lines: list[str] = []  # 注文の経過
 
 @pytest.fixture(scope="module")
 def account() -> Iterator[Account]:
-    with LocalAws(speed=20, report=lines.append) as server:
+    with LocalAws(speed=5, report=lines.append) as server:
         yield Account(server.endpoint, server.access_key)
 
 
@@ -160,16 +160,16 @@ def test_each_update_makes_the_next_publish_mint_a_version(account: Account) -> 
         return str(f.publish_version(FunctionName=name, **parameters)["Version"])
 
     assert publish() == "1"
-    f.update_function_code(FunctionName=name, ZipFile=PLAIN)  # 同じ内容でも更新
+    f.delete_function(FunctionName=name, Qualifier="1")
     assert [publish(), publish()] == ["2", "2"]
     f.update_function_configuration(FunctionName=name, Timeout=30)
     f.update_function_configuration(FunctionName=name, Timeout=30)
     assert [publish(), publish()] == ["3", "3"]
-    f.delete_function(FunctionName=name, Qualifier="2")
+    f.delete_function(FunctionName=f"{name}:2")
     assert publish() == "3"
-    f.delete_function(FunctionName=f"{name}:3")
     latest = {"FunctionName": name, "Qualifier": "$LATEST"}
     refused("InvalidParameterValueException", f.delete_function, **latest)
+    f.update_function_code(FunctionName=name, ZipFile=PLAIN)  # 同じ内容でも更新
     assert [publish(), publish()] == ["4", "4"]
 
     f.update_function_code(FunctionName=name, ZipFile=PLAIN + b" ")
@@ -368,6 +368,9 @@ def test_history_has_all_that_the_model_requires(account: Account, function: str
         validate_parameters(event, model.shape_for("Event"))
     assert json.loads(events[0]["ExecutionStartedDetails"]["Input"]["Payload"]) == TO_APPROVE
     assert [event["EventId"] for event in events] == list(range(1, len(events) + 1))
+    pages = account.functions.get_paginator("get_durable_execution_history").paginate
+    one_each = pages(DurableExecutionArn=arn, PaginationConfig={"PageSize": 1})
+    assert [event for page in one_each for event in page["Events"]] == events
 
     (asked,) = details(events, "CallbackStarted")
     assert asked["Timeout"] == 600
@@ -410,13 +413,16 @@ def test_invocation_that_died_says_how_and_is_tried_again(
 ARN = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:order-processing-durable:1/x"
 
 
-def test_permissions_boundary_counts(account: Account) -> None:
+def test_permissions_boundary_and_managed_policies_count(account: Account) -> None:
     role = account.role(PermissionsBoundary=BASIC)
     reason = str(iam.refusal(role, "lambda:CheckpointDurableExecution", ARN))
     assert "because no permissions boundary allows" in reason
     name, wide = role.rpartition("/")[2], "arn:aws:iam::aws:policy/AdministratorAccess"
     account.iam.put_role_permissions_boundary(RoleName=name, PermissionsBoundary=wide)
     assert iam.refusal(role, "lambda:CheckpointDurableExecution", ARN) is None
+    assert iam.refusal(role, "lambda:StopDurableExecution", ARN)
+    account.iam.attach_role_policy(RoleName=name, PolicyArn=wide)
+    assert iam.refusal(role, "lambda:StopDurableExecution", ARN) is None
 
 
 # ワーカーとログ

@@ -131,6 +131,12 @@ def test_bad_order_fails_at_once_and_names_the_field(
     assert step_names(result) == []
 
 
+def test_largest_values_are_accepted() -> None:
+    line = {"product_id": "a" * 64, "price": 10**9, "quantity": 10**9}
+    simulate = {"payment_timeouts": 10, "payment_seconds": 20}
+    app.validate({"order_id": "-_" * 32, "items": [line], "simulate": simulate})
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -95,7 +95,6 @@ class Executions(LambdaInvoker):
         self.workers.close()
         self.registry.shutdown()
         self.scheduler.stop()  # type: ignore[no-untyped-call]
-        self.scheduler._loop.close()  # 非公開 API。ランナーは閉じないまま捨てる
 
     def invoke(
         self, function_name: str, input: DurableExecutionInvocationInput, *_: Any, **__: Any
