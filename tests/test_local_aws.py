@@ -451,13 +451,22 @@ def test_full_disk_while_unpacking_is_over_when_there_is_room(
     assert account.result(account.start(name, "/"))
 
 
-def test_import_error_of_the_handler_fails_the_execution(account: Account) -> None:
-    name = account.create(zipped("import nowhere"))
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        ("import nowhere", "Runtime.ImportModuleError", "No module named 'nowhere'"),
+        ("def handler(event, context):\n    raise LookupError('nothing')", "LookupError", "nothing"),
+    ],
+)
+def test_error_of_the_handler_fails_the_execution_and_is_logged(
+    account: Account, code: str, kind: str, message: str
+) -> None:
+    name = account.create(zipped(code))
     execution = account.ended(account.start(name, {}))
     assert execution["Status"] == "FAILED"
-    assert execution["Error"]["ErrorType"] == "Runtime.ImportModuleError"
-    logged = account.logs.filter_log_events(logGroupName=f"/aws/lambda/{name}")
-    assert "No module named" in str(logged)
+    assert (execution["Error"]["ErrorType"], execution["Error"]["ErrorMessage"]) == (kind, message)
+    events = account.logs.filter_log_events(logGroupName=f"/aws/lambda/{name}")["events"]
+    assert json.loads(events[0]["message"])["errorType"] == kind
 
 
 # 時計とコマンド
@@ -494,6 +503,7 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            start_new_session=True,
         )
         assert self.process.stdout
         self.printed = ""
@@ -514,9 +524,10 @@ def test_signal_ends_every_process(tmp_path: Path) -> None:
     account.start(name, str(scratch))
     busy = eventually(lambda: scratch.exists() and scratch.read_text())
     idle = account.result(account.start(name, "/", DurableExecutionName="order-1"))["pid"]
-    command.process.send_signal(signal.SIGTERM)
+    os.killpg(command.process.pid, signal.SIGTERM)  # ターミナルからと同じく、グループに届く
     stdout, stderr = command.process.communicate(timeout=10)
     assert (command.process.returncode, stderr) == (0, "")
+    assert "異常終了" not in stdout
     assert stdout.endswith("\n\nローカル AWS を停止しました。\n")
     shown = re.findall(r"order-1  (\S+)", stdout)
     assert shown == ["呼び出し終了（完了）", "実行終了（SUCCEEDED）"]

@@ -110,6 +110,7 @@ def assert_shown(printed: str, expected: str | None) -> None:
 # ---- 手元で ----------------------------------------------------------------------
 
 IDLE = "ハンドラーは動きません"
+SLOWER = {"SPEED": "1"}  # 遅い機械でも、待機が終わる前に再開する
 
 
 @pytest.mark.parametrize("session", [[FIRST], [STOP, GO_ON], EDITED], ids=range(3))
@@ -120,7 +121,7 @@ def test_app_prints_what_is_shown_within_80_columns(folder: Path, session: list[
         process = subprocess.Popen(
             ["bash", "-c", f"exec {program}" if stopped else program],
             cwd=folder,
-            env=os.environ | ({"FREEZE": IDLE} if stopped else {}),
+            env=os.environ | ({"FREEZE": IDLE} if stopped else SLOWER),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -66,7 +66,7 @@ class Function(LambdaFunction):
         """moto が publish の前に見るフラグ。最後に発行したバージョンがなくなったときも真になる。"""
         *_, last = LAMBDA[self.region].list_versions_by_function(self.function_name)
         assert isinstance(last, Function)
-        return (last.version, last.revision) != (self.published[-1], self.revision)
+        return last.revision != self.revision
 
     @code_or_config_updated.setter
     def code_or_config_updated(self, updated: bool) -> None:

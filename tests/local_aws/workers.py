@@ -69,8 +69,6 @@ class Worker:
         """プロセスが落ちれば EOFError か OSError、タイムアウトなら TimeoutError。"""
         if not self.ready:
             self._answer(INIT_SECONDS, request_id)
-        # 結果が届かなければ、このプロセスは次の呼び出しに使わない。
-        self.ready = False
         job = {"event": event, "request_id": request_id}
         self.connection.send_bytes(json.dumps(job).encode())
         return str(self._answer(self.function.timeout, request_id)["result"])
