@@ -455,7 +455,7 @@ def test_full_disk_while_unpacking_is_over_when_there_is_room(
     ("code", "kind", "message"),
     [
         ("import nowhere", "Runtime.ImportModuleError", "No module named 'nowhere'"),
-        ("def handler(event, context):\n    raise LookupError('nothing')", "LookupError", "nothing"),
+        ("def handler(*_):\n    1 / 0", "ZeroDivisionError", "division by zero"),
     ],
 )
 def test_error_of_the_handler_fails_the_execution_and_is_logged(

@@ -354,7 +354,7 @@ def test_what_no_longer_fits_the_record_is_refused_and_nothing_is_lost(terminal:
     completed(terminal, dict(reversed(README_ORDER.items())))
 
 
-BSD_LOCKS = f"""
+BSD_LOCKS = """
 import fcntl, struct, sys
 def flock(file, flags):  # BSD と macOS では、flock も fcntl のロックと衝突する
     lock = struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0)

@@ -368,7 +368,8 @@ def test_every_aws_command_prints_in_an_account_what_is_shown(folder: Path) -> N
 def test_account_without_credentials_gets_one_sentence(folder: Path) -> None:
     here = {"HOME": str(folder), "AWS_EC2_METADATA_DISABLED": "true", "AWS_REGION": "us-west-2"}
     command = [sys.executable, "-m", "pytest", "tests/test_readme.py", "--aws"]
-    done = subprocess.run(command, cwd=folder, env=os.environ | here, capture_output=True, text=True)
+    env = os.environ | here
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode != 0
     assert "README の「準備」のとおりに設定してください。" in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr + done.stdout

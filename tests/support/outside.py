@@ -3,8 +3,8 @@
 請求も通知もフォルダーのファイルに記録するので、プロセスが強制終了されても残る。環境変数 BOOKS が
 あれば、そのフォルダーで app.py の外部サービスを置き換える。ローカル AWS へは app.py と並べて
 デプロイする。`python -m tests.support.outside [注文]` は、5 倍速の `python app.py [注文]` になる。
-時計は環境変数 SPEED 倍で、LATER の秒数だけ進んだ状態で始まり、FREEZE の言葉か「line 行数」を表示した所で、
-SIGCONT が届くまで止まる。
+時計は環境変数 SPEED 倍で、LATER の秒数だけ進んだ状態で始まる。FREEZE の言葉か「line 行数」を
+表示した所で、SIGCONT が届くまで止まる。
 """
 
 import json
