@@ -1,7 +1,6 @@
 """すべてのテストに効く設定と、フィクスチャー。部品は support/ にある。"""
 
 import json
-import logging
 import os
 import shutil
 import sys
@@ -20,8 +19,6 @@ from tests.support.flows import RunOrder
 from tests.support.outside import OutsideServices
 from tests.support.runner import LocalRunner
 from tests.support.terminal import Terminal
-
-ROOT = Path(app.__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,13 +52,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others = [item for item in chosen if item not in longest]
     share = len(chosen) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     items[:] = longest[:1] + others[:share] + longest[1:] + others[share:]
-
-
-@pytest.fixture(autouse=True)
-def quiet_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """失敗した試行のたびに SDK が出すトレースバックを黙らせる。"""
-    for name in ("aws_durable_execution_sdk_python", "aws_durable_execution_sdk_python_testing"):
-        monkeypatch.setattr(logging.getLogger(name), "level", logging.CRITICAL + 1)
 
 
 @pytest.fixture
@@ -99,8 +89,8 @@ def folder(tmp_path: Path) -> Path:
     """clone したばかりのフォルダー。パスに空白がある。"""
     clone = tmp_path / "clone of the demo"
     # __pycache__ は、プロセスを始めるたびにコンパイルし直さないように残す
-    left = shutil.ignore_patterns(".*", "*.pyc.*", "response.json", "function.zip")
-    shutil.copytree(ROOT, clone, ignore=left)
+    left = shutil.ignore_patterns(".*", "*.pyc.*", "response.json")
+    shutil.copytree(deploy.ROOT, clone, ignore=left)
     (clone / ".venv").symlink_to(sys.prefix)
     return clone
 

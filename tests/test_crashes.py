@@ -9,21 +9,18 @@
 import itertools
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from aws_durable_execution_sdk_python.config import Duration
 from aws_durable_execution_sdk_python.exceptions import CheckpointError
 from aws_durable_execution_sdk_python.execution import DurableExecutionInvocationInputWithClient
-from aws_durable_execution_sdk_python.lambda_service import (
-    CheckpointOutput,
-    DurableServiceClient,
-    StateOutput,
-)
+from aws_durable_execution_sdk_python.lambda_service import CheckpointOutput
 from aws_durable_execution_sdk_python_testing.executor import Executor
 
 import app
+from tests.benchmark.per_order import Meter
 from tests.support.flows import FLOWS, Flow, outcome
 from tests.support.outside import OutsideServices
 from tests.support.runner import LocalRunner
@@ -38,23 +35,21 @@ def points(flow: Flow, more: int = 0) -> list[Crash]:
 
 
 @dataclass
-class Life(DurableServiceClient):
-    """注文 1 件の一生。ハンドラーとランナーの間に入り、crashes の点でクラッシュさせる。"""
+class Life(Meter):
+    """注文 1 件の一生。crashes の点でクラッシュさせる。"""
 
-    crashes: list[Crash]
-    service: DurableServiceClient | None = None
-    calls: int = 0
+    crashes: list[Crash] = field(default_factory=list)
     crashed: list[Crash] = field(default_factory=list)
+    number: int = 0
 
     def checkpoint(self, *_: Any, **call: Any) -> CheckpointOutput:
-        assert self.service
         kinds = {(update.action.value, update.operation_type.value) for update in call["updates"]}
         if kinds == {("START", "STEP")}:  # 混んだ機械では先に送られることがあるので、数えない
-            return self.service.checkpoint(**call)
-        self.calls += 1
-        number = self.calls
+            return super().checkpoint(**call)
+        self.number += 1
+        number = self.number
         self.strike("before", number)
-        output = self.service.checkpoint(**call)
+        output = super().checkpoint(**call)
         self.strike("after", number)
         return output
 
@@ -63,20 +58,18 @@ class Life(DurableServiceClient):
             self.crashed.append((when, call))
             raise CheckpointError(f"{call} 回目の呼び出しの {when} でクラッシュしました")
 
-    def get_execution_state(self, *arguments: Any, **call: Any) -> StateOutput:
-        assert self.service
-        return self.service.get_execution_state(*arguments, **call)
-
 
 def live_through(services: OutsideServices, flow: Flow, fates: list[list[Crash]]) -> list[Life]:
     """fates の数だけ注文を同時に処理し、どれもクラッシュしないときと同じ結果か確かめる。"""
-    lives = {f"order-{number}": Life(crashes) for number, crashes in enumerate(fates)}
+    lives = {
+        f"order-{number}": Life(app.handler, crashes=crashes)
+        for number, crashes in enumerate(fates)
+    }
 
     def handler(event: DurableExecutionInvocationInputWithClient, context: Any) -> Any:
         started = event.initial_execution_state.operations[0].execution_details
-        life = lives[json.loads(str(started and started.input_payload))["order_id"]]
-        life.service = event.service_client
-        return app.handler(replace(event, service_client=life), context)
+        order = json.loads(str(started and started.input_payload))
+        return lives[order["order_id"]](event, context)
 
     with LocalRunner(handler, poll_interval=0.01) as runner:
         arns = {}
@@ -103,7 +96,7 @@ def flow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Flo
     flow: Flow = request.param
     if flow.status == "APPROVAL_TIMED_OUT":  # ランナーは、コールバックの期限を飛ばさない
         monkeypatch.setattr(app, "APPROVAL_TIMEOUT", Duration.from_seconds(1))
-    monkeypatch.setattr(Executor, "RETRY_BACKOFF_SECONDS", 0)
+    monkeypatch.setattr(Executor, "RETRY_BACKOFF_SECONDS", 0)  # 非公開 API。公開の設定がない
     return flow
 
 

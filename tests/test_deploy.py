@@ -158,7 +158,7 @@ def test_first_run_creates_version_1_and_prints_how_to_invoke_it(aws: Aws) -> No
     logging = {"LogFormat": "JSON", "ApplicationLogLevel": "INFO"}
     assert function["LoggingConfig"].items() >= logging.items()
     assert (function["Runtime"], function["Architectures"]) == ("python3.13", ["arm64"])
-    assert function["Handler"] == "app.handler"
+    assert (function["Handler"], function["MemorySize"]) == ("app.handler", 256)
     assert function["Role"].endswith(f":role/{deploy.ROLE_NAME}")
 
 
@@ -367,7 +367,7 @@ NOT_FOUND = "認証情報を取得できません。AWS_PROFILE などの設定�
         ({"AWS_ENDPOINT_URL": "127.0.0.1:4566"}, "AWS_ENDPOINT_URL を http://"),
         ({"AWS_ENDPOINT_URL": "ftp://127.0.0.1"}, "AWS_ENDPOINT_URL を http://"),
         ({"AWS_ENDPOINT_URL": NOBODY}, "AWS に接続できません。リージョン、ネットワーク、プロキシ"),
-        ({"HTTP_PROXY": NOBODY, "NO_PROXY": ""}, "確認し、もう一度実行してください。（ProxyConn"),
+        ({"HTTP_PROXY": NOBODY}, "確認し、もう一度実行してください。（ProxyConn"),
         ({"FUNCTION_NAME": "order-processing-durable-注文"}, "FUNCTION_NAME"),
         ({"FUNCTION_NAME": "order-processing-durable2"}, "durable-policy.json"),
         ({"FUNCTION_NAME": "my-order-processing-durable"}, "durable-policy.json"),

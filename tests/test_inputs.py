@@ -60,7 +60,6 @@ IN_BATCHES = settings(
     max_examples=12,
     deadline=None,
     derandomize=True,
-    database=None,
     suppress_health_check=list(HealthCheck),
 )
 

@@ -13,6 +13,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,14 +24,12 @@ from botocore.exceptions import ClientError
 from botocore.validate import validate_parameters
 
 import deploy
+from tests.local_aws import ACCOUNT, iam
 from tests.local_aws import __main__ as command_line
-from tests.local_aws import iam
 from tests.local_aws.gateway import LocalAws
-from tests.support.account import BASIC, REGION, TRUST, Account, eventually, refused
-from tests.support.flows import APPROVE, TO_APPROVE, order_of
-
-ROOT = Path(__file__).parents[1]
-ACCOUNT = "123456789012"
+from tests.support.account import DURABLE, REGION, TRUST, Account, eventually, refused
+from tests.support.flows import APPROVE, OUT_OF_STOCK, TO_APPROVE, order_of
+from tests.support.terminal import read_to
 
 BARE = """
 import importlib.util
@@ -64,7 +63,6 @@ def zipped(code: str) -> bytes:
 
 
 CODE, PLAIN = deploy.build_zip(), zipped(BARE)
-OUT_OF_STOCK = order_of(quantity=5000)
 lines: list[str] = []  # 注文の経過
 
 
@@ -214,8 +212,6 @@ def test_other_regions_and_accounts_are_refused(account: Account, function: str)
         ]
         for call, parameters in asked:
             refused("AccessDeniedException", call, **parameters)
-    with pytest.raises(ClientError, match="Cross-account pass role is not allowed"):
-        account.create(PLAIN, account.role().replace(ACCOUNT, "210987654321"))
 
     west = Account(account.endpoint, account.access_key, "us-west-2")
     refused("ResourceNotFoundException", west.functions.get_function, FunctionName=function)
@@ -257,6 +253,9 @@ def test_same_name_and_payload_is_the_same_execution(account: Account, function:
     with ThreadPoolExecutor(20) as pool:
         [arn] = set(pool.map(send, range(20)))
     assert "/durable-execution/same/" in arn
+    other = {"Payload": json.dumps(OUT_OF_STOCK) + " ", "DurableExecutionName": "same"}
+    invoke = partial(account.functions.invoke, FunctionName=f"{function}:1", **other)
+    refused("DurableExecutionAlreadyStartedException", invoke, InvocationType="Event")
 
 
 def test_paging_neither_skips_nor_repeats_while_orders_stop_and_start(account: Account) -> None:
@@ -355,8 +354,11 @@ def details(events: list[Any], kind: str, name: str | None = None) -> list[Any]:
 
 def test_history_has_all_that_the_model_requires(account: Account, function: str) -> None:
     arn = account.start(function, TO_APPROVE)
-    account.send(account.callback(arn), APPROVE)
+    callback = account.callback(arn)
+    account.send(callback, APPROVE)
     account.result(arn)
+    logged = account.logs.filter_log_events(logGroupName=f"/aws/lambda/{function}")
+    assert callback in str(logged)
     name = arn.split("/")[-2]
     eventually(lambda: any(name in line and "実行終了" in line for line in lines))
     shown = [line.split("  ")[2] for line in lines if name in line]
@@ -413,16 +415,13 @@ def test_invocation_that_died_says_how_and_is_tried_again(
 ARN = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:order-processing-durable:1/x"
 
 
-def test_permissions_boundary_and_managed_policies_count(account: Account) -> None:
-    role = account.role(PermissionsBoundary=BASIC)
-    reason = str(iam.refusal(role, "lambda:CheckpointDurableExecution", ARN))
-    assert "because no permissions boundary allows" in reason
-    name, wide = role.rpartition("/")[2], "arn:aws:iam::aws:policy/AdministratorAccess"
-    account.iam.put_role_permissions_boundary(RoleName=name, PermissionsBoundary=wide)
-    assert iam.refusal(role, "lambda:CheckpointDurableExecution", ARN) is None
+def test_managed_policies_and_denials_count(account: Account) -> None:
+    role, wide = account.role(), "arn:aws:iam::aws:policy/AdministratorAccess"
     assert iam.refusal(role, "lambda:StopDurableExecution", ARN)
-    account.iam.attach_role_policy(RoleName=name, PolicyArn=wide)
+    account.iam.attach_role_policy(RoleName=role.rpartition("/")[2], PolicyArn=wide)
     assert iam.refusal(role, "lambda:StopDurableExecution", ARN) is None
+    account.permit(role, DURABLE.replace("Allow", "Deny"))
+    assert iam.refusal(role, "lambda:CheckpointDurableExecution", ARN)
 
 
 # ワーカーとログ
@@ -432,7 +431,7 @@ def test_worker_sees_the_zip_and_boto3_and_nothing_else(account: Account) -> Non
     mine = {"Variables": {"MINE": "yes", "AWS_REGION": "x"}}
     seen = account.result(account.start(account.create(PLAIN, Environment=mine), "/"))
     assert seen["modules"] == ["app", "boto3", "urllib3"]
-    assert not any(str(ROOT) in entry for entry in seen["path"])
+    assert not any(str(deploy.ROOT) in entry for entry in seen["path"])
     assert {"MINE": "yes", "AWS_REGION": REGION}.items() <= seen["environ"].items()
     assert "PYTEST_CURRENT_TEST" not in seen["environ"]
     other = account.result(account.start(account.create(PLAIN), "/"))
@@ -500,7 +499,7 @@ class Command:
     def __init__(self, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.local_aws", "--port", "0", "--speed", "20"],
-            cwd=ROOT,
+            cwd=deploy.ROOT,
             env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -508,12 +507,7 @@ class Command:
             errors="replace",
             start_new_session=True,
         )
-        assert self.process.stdout
-        self.printed = ""
-        for line in self.process.stdout:
-            self.printed += line
-            if line.startswith("unset"):
-                break
+        self.printed = read_to("AWS_SESSION_TOKEN\n", self.process)
         endpoint, key = re.findall(r"(?:URL|KEY_ID)=(\S+)", self.printed)
         self.account = Account(endpoint, key)
 
@@ -587,6 +581,7 @@ def said(*arguments: str) -> str:
 
 def test_missing_moto_is_one_sentence() -> None:
     program = "import runpy, sys; sys.modules['moto'] = None; runpy.run_module('tests.local_aws')"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=deploy.ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"パッケージ moto\S* がありません。.*pip install[^。]+。\n", done.stderr)

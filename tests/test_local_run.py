@@ -20,15 +20,12 @@ import pytest
 
 from tests.local_run import README_ORDER, order, record
 from tests.local_run.record import UnusableOrderError, open_record
-from tests.support.flows import DECLINED, TO_APPROVE, order_of
+from tests.support.flows import DECLINED, OUT_OF_STOCK, TO_APPROVE, order_of
 from tests.support.runner import OrderClock
-from tests.support.terminal import APP, Terminal, read_to, result_in
+from tests.support.terminal import APP, QUESTION, WAITING, Terminal, read_to, result_in
 
 ROOT = Path(__file__).parents[1]
-OUT_OF_STOCK = order_of(quantity=5000)
 STOPPED = "\n中断しました。同じコマンドをもう一度実行すると、続きから再開します。\n"
-QUESTION = "承認者の名前"
-WAITING = "short_wait: "
 NEEDS_DEV_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="macOS にはない")
 
 
@@ -185,7 +182,8 @@ def test_wait_ends_when_it_would_have_ended_though_the_clock_is_set_back(
         store.claim.file.close()
     assert ends[0] == ends[1]
     seconds = re.findall(r"あと (\d+) 秒", completed(terminal))
-    assert [number for number in seconds if not 0 < int(number) <= 10] == []
+    assert all(0 < int(number) <= 10 for number in seconds)
+    assert seconds
 
 
 def test_leaving_the_question_is_no_answer_and_it_is_asked_again(terminal: Terminal) -> None:
@@ -265,6 +263,10 @@ def test_terminal_that_is_gone_at_the_question_decides_nothing(
         assert process.wait(timeout=120) == 1
     assert terminal.services.done("notice") == {}
     completed(terminal, TO_APPROVE)
+
+
+def test_closed_output_is_one_sentence(terminal: Terminal) -> None:
+    assert "閉じています" in one_sentence(*terminal.run(preexec_fn=lambda: os.close(1)))
 
 
 @NEEDS_DEV_FULL
@@ -393,7 +395,7 @@ def test_only_the_process_that_has_the_record_goes_on(terminal: Terminal) -> Non
 def test_full_disk_is_called_full_not_unreadable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = record.OrderStore._get_connection
+    connect = record.OrderStore._get_connection  # 非公開 API。ここでしか上限を決められない
 
     def small(self: record.OrderStore) -> sqlite3.Connection:
         database = connect(self)

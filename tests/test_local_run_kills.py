@@ -10,13 +10,13 @@ import signal
 import pytest
 
 from tests.support.flows import FLOWS, Flow
-from tests.support.terminal import Terminal, result_in
+from tests.support.terminal import QUESTION, WAITING, Terminal, result_in
 
-WAIT, BETWEEN, QUESTION = "short_wait: ", "再試行します", "承認者の名前"
+BETWEEN = "再試行します"
 BY_TITLE = {flow.title: flow for flow in FLOWS}
 KILLS = {  # 1 件の注文を終了させていく場所。before と after は、外部サービスの処理の前後
     "README の注文": [
-        WAIT, "before charge", BETWEEN, "after charge", "before notice", "after notice"
+        WAITING, "before charge", BETWEEN, "after charge", "before notice", "after notice"
     ],
     "応答はないが請求は成立": [
         "before charge", BETWEEN, "before cancellation", "after cancellation", "after notice"
@@ -25,7 +25,7 @@ KILLS = {  # 1 件の注文を終了させていく場所。before と after は
     "在庫が足りない注文": ["before notice", "after notice"],
     "却下された注文": [QUESTION, "before notice", "after notice"],
     "回答のない注文": [QUESTION, "before notice", "after notice"],
-    "カードが拒否された注文": [WAIT, "before notice", "after notice"],
+    "カードが拒否された注文": [WAITING, "before notice", "after notice"],
 }  # fmt: skip
 CASES = [
     pytest.param(BY_TITLE[title], KILLS[title], marks=[pytest.mark.sweep] if n > 1 else [])

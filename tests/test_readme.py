@@ -154,6 +154,8 @@ def test_all_outcomes_are_listed_and_can_be_pasted() -> None:
     table = re.findall(r"^\| ([A-Z_]+) \|[^|]*\|$", README, re.MULTILINE)
     assert table == [status for status, _, _ in OUTCOMES]
     assert set(table) == {flow.status for flow in FLOWS}
+    stock = re.findall(r"(prod-\d+) が (\d+) 個", README)
+    assert {product: int(number) for product, number in stock} == app.STOCK
 
 
 def test_readme_order_is_the_one_that_the_tests_use() -> None:
@@ -305,10 +307,8 @@ def local_aws(folder: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_every_aws_command_prints_what_is_shown(
     folder: Path, local_aws: "subprocess.Popen[str]", part: list[Block]
 ) -> None:
-    assert local_aws.stdout is not None
     expected = str(LOCAL_AWS[1])
-    last_line = expected.splitlines()[-1]
-    printed = "".join(iter(local_aws.stdout.readline, f"{last_line}\n")) + last_line
+    printed = read_to(expected.splitlines()[-1], local_aws)
     endpoint = re.findall(r"http://127.0.0.1:\d+", printed)[0]
     assert_shown(printed.replace(endpoint, "http://127.0.0.1:4566"), expected)
 

@@ -12,7 +12,7 @@ from aws_durable_execution_sdk_python import (
     durable_execution,
     durable_step,
 )
-from aws_durable_execution_sdk_python.config import Duration, WaitForCallbackConfig
+from aws_durable_execution_sdk_python.config import WaitForCallbackConfig
 from aws_durable_execution_sdk_python.types import WaitForCallbackContext
 
 import app
@@ -32,7 +32,7 @@ def handler(event: dict[str, Any], context: DurableContext) -> dict[str, Any]:
         def submit(callback_id: str, _: WaitForCallbackContext) -> None:
             context.logger.info("承認を依頼しました: %s", callback_id)
 
-        config = WaitForCallbackConfig(timeout=Duration.from_minutes(10))
+        config = WaitForCallbackConfig(timeout=app.APPROVAL_TIMEOUT)
         answer = context.wait_for_callback(submit, name="approval", config=config)
         if not app.read_decision(answer)[0]:
             return context.step(notify_customer(order, "REJECTED"))

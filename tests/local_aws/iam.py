@@ -8,7 +8,7 @@ from moto.iam.models import Role, iam_backends
 from . import ACCOUNT
 from .errors import AwsError
 
-# moto の判定（IAMPolicy）は、このデモのポリシーには正しい。Condition があれば拒否とみなす。
+# moto の判定（IAMPolicy）は、このデモのポリシーには正しい。Condition は無視する。
 IAM = iam_backends[ACCOUNT]["aws"]
 
 
@@ -27,20 +27,11 @@ def authorise(role_arn: str, session: str, action: str, resource: str) -> None:
 def refusal(role_arn: str, action: str, resource: str) -> str | None:
     """許可されるなら None、そうでなければ AWS と同じ文言の理由。"""
     role = find_role(role_arn)
-    if role is None:
-        return "because the role does not exist"
-    policies = {"identity-based policy": [*role.policies.values(), *role.managed_policies.values()]}
-    if arn := role.permissions_boundary_arn:
-        policies["permissions boundary"] = [IAM.managed_policies[arn]]
-    for kind, documents in policies.items():
-        found = {
-            IAMPolicy(document).is_action_permitted(action, resource) for document in documents
-        }
-        if PermissionResult.DENIED in found:
-            return f"with an explicit deny in the {kind}"
-        if PermissionResult.PERMITTED not in found:
-            return f"because no {kind} allows the {action} action"
-    return None
+    documents = [*role.policies.values(), *role.managed_policies.values()] if role else []
+    found = {IAMPolicy(document).is_action_permitted(action, resource) for document in documents}
+    if found - {PermissionResult.NEUTRAL} == {PermissionResult.PERMITTED}:
+        return None
+    return f"because no identity-based policy allows the {action} action"
 
 
 def trusts_lambda(role: Role) -> bool:

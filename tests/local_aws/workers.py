@@ -213,7 +213,7 @@ class Workers:
 
 def write_log(function: Function, stream: str, event: dict[str, Any]) -> None:
     backend = logs_backends[ACCOUNT][function.region]
-    group = function.get_configuration()["LoggingConfig"]["LogGroup"]
+    group = function.logs_group_name
     backend.ensure_log_group(group)
     backend.ensure_log_stream(group, stream)
     backend.put_log_events(group, stream, [event])

@@ -100,8 +100,6 @@ def run(app: ModuleType, order: Any, store: OrderStore) -> tuple[Execution, str]
     progress = Progress(app, store)
     logging.root.addHandler(progress)
     logging.root.setLevel(logging.INFO)
-    for library in ("aws_durable_execution_sdk_python", "aws_durable_execution_sdk_python_testing"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
 
     handler = durable_execution(inspect.unwrap(app.handler), plugins=[progress])
     with LocalRunner(handler, clock=clock, store=store) as runner:

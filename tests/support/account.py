@@ -20,14 +20,13 @@ TRUST, DURABLE = (
     Path(deploy.__file__).with_name(f"{name}-policy.json").read_text("utf-8")
     for name in ("trust", "durable")
 )
-PATIENCE = 60  # 秒
 
 
-def eventually(look: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+def eventually(look: Callable[[], Any]) -> Any:
     """look が真になるのを待ち、その値を返す。"""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 60
     while not (found := look()):
-        assert time.monotonic() < deadline, f"{seconds} 秒待っても起きない"
+        assert time.monotonic() < deadline, "60 秒待っても起きない"
         time.sleep(0.1)
     return found
 
@@ -48,7 +47,6 @@ class Account:
             "AWS_ACCESS_KEY_ID": access_key,
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": region,
-            "NO_PROXY": "127.0.0.1",
         }
         session = boto3.Session(access_key, "test", region_name=region)
         config = Config(retries={"max_attempts": 0}, max_pool_connections=100)
@@ -57,10 +55,10 @@ class Account:
             for service in ("iam", "sts", "lambda", "logs")
         )
 
-    def role(self, trust: str = TRUST, **options: Any) -> str:
+    def role(self, trust: str = TRUST) -> str:
         """README の「1. IAM ロールの作成」と同じロールを作成し、ARN を返す。"""
         name = f"role-{uuid.uuid4().hex[:8]}"
-        created = self.iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust, **options)
+        created = self.iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)
         self.iam.attach_role_policy(RoleName=name, PolicyArn=BASIC)
         self.permit(name, DURABLE)
         return str(created["Role"]["Arn"])
@@ -82,11 +80,11 @@ class Account:
         self.functions.publish_version(FunctionName=settings["FunctionName"])
         return str(settings["FunctionName"])
 
-    def start(self, function: str, payload: Any = None, **changes: Any) -> str:
+    def start(self, function: str, payload: Any, **changes: Any) -> str:
         """非同期で呼び出し、実行の ARN を返す。"""
         parameters = {"Qualifier": "1", "InvocationType": "Event", **changes}
         answer = self.functions.invoke(
-            FunctionName=function, Payload=json.dumps(payload or {}), **parameters
+            FunctionName=function, Payload=json.dumps(payload), **parameters
         )
         assert answer["StatusCode"] == 202
         return str(answer["DurableExecutionArn"])

@@ -16,6 +16,7 @@ def order_of(price: int = 1000, quantity: int = 2, **extra: Any) -> dict[str, An
     return {"order_id": "order-123", "items": [item], **extra}
 
 
+OUT_OF_STOCK = order_of(quantity=5000)
 TO_APPROVE = order_of(price=50_000)  # 承認が必要な 100,000 円
 APPROVE = b'{"approved": true, "approver": "sato"}'
 REJECT = b'{"approved": false, "approver": "sato", "reason": "over budget"}'
@@ -60,7 +61,7 @@ FLOWS = [
     Flow("README の注文", "COMPLETED", README_ORDER, 6, 7, 3),
     Flow("承認された注文", "COMPLETED", TO_APPROVE, 7, 8, 3, APPROVE),
     Flow("4 回目の試行で成功", "COMPLETED", LAST_TRY, 8, 9, 5),
-    Flow("在庫が足りない注文", "OUT_OF_STOCK", order_of(quantity=5000), 3, 4, 1),
+    Flow("在庫が足りない注文", "OUT_OF_STOCK", OUT_OF_STOCK, 3, 4, 1),
     Flow("却下された注文", "REJECTED", TO_APPROVE, 5, 6, 2, REJECT),
     Flow("回答のない注文", "APPROVAL_TIMED_OUT", TO_APPROVE, 5, 6, 2),
     Flow("カードが拒否された注文", "PAYMENT_DECLINED", DECLINED, 5, 6, 2),

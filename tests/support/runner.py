@@ -13,7 +13,6 @@ from typing import Any
 from unittest import mock
 
 from aws_durable_execution_sdk_python_testing import runner
-from aws_durable_execution_sdk_python_testing.clock import SkipClock
 from aws_durable_execution_sdk_python_testing.executor import Executor
 from aws_durable_execution_sdk_python_testing.scheduler import Scheduler
 
@@ -91,7 +90,7 @@ class LocalRunner(runner.DurableFunctionTestRunner):
         with mock.patch.multiple(
             runner,
             Executor=ReliableExecutor,
-            RealClock=lambda: clock or SkipClock(),
+            RealClock=lambda: clock,
             Scheduler=lambda: ClockScheduler(clock) if clock else Scheduler(),
         ):
-            super().__init__(handler, skip_time=False, **options)
+            super().__init__(handler, skip_time=clock is None, **options)

@@ -12,6 +12,7 @@ from tests.support.outside import OutsideServices
 
 FAST = ["-m", "tests.support.outside"]  # 5 倍速で、外部サービスはスタブ
 APP = ["app.py"]
+WAITING, QUESTION = "short_wait: ", "承認者の名前"  # 待機に入った、承認を尋ねた
 
 
 class Terminal:
