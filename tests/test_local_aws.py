@@ -238,6 +238,7 @@ def test_invoke_refuses_what_aws_refuses(account: Account, function: str) -> Non
             ("InvalidRequestContentException", one | {"Payload": broken}, "json")
             for broken in ("NaN", "[" * 100_000, b"\xff")
         ),
+        ("ValidationException", one | {"InvocationType": "event"}, "enum"),
         ("ValidationException", one | {"DurableExecutionName": "a b"}, "pattern"),
         ("ValidationException", one | {"DurableExecutionName": "a" * 65}, "max"),
         ("ResourceNotFoundException", event | {"Qualifier": "9"}, "not found"),
@@ -359,6 +360,7 @@ def test_history_has_all_that_the_model_requires(account: Account, function: str
     account.result(arn)
     logged = account.logs.filter_log_events(logGroupName=f"/aws/lambda/{function}")
     assert callback in str(logged)
+    assert "DEBUG" not in str(logged)
     name = arn.split("/")[-2]
     eventually(lambda: any(name in line and "実行終了" in line for line in lines))
     shown = [line.split("  ")[2] for line in lines if name in line]
@@ -372,7 +374,7 @@ def test_history_has_all_that_the_model_requires(account: Account, function: str
     assert [event["EventId"] for event in events] == list(range(1, len(events) + 1))
     pages = account.functions.get_paginator("get_durable_execution_history").paginate
     one_each = pages(DurableExecutionArn=arn, PaginationConfig={"PageSize": 1})
-    assert [event for page in one_each for event in page["Events"]] == events
+    assert [page["Events"] for page in one_each] == [[event] for event in events]
 
     (asked,) = details(events, "CallbackStarted")
     assert asked["Timeout"] == 600
@@ -385,7 +387,7 @@ def test_history_has_all_that_the_model_requires(account: Account, function: str
     assert len({invocation["RequestId"] for invocation in invocations}) == len(invocations) > 2
     moments = [i[key] for i in invocations for key in ("StartTimestamp", "EndTimestamp")]
     assert moments == sorted(moments)
-    assert not [invocation for invocation in invocations if "Error" in invocation]
+    assert not [i for i in invocations if "Error" in i or i["RequestId"] not in str(logged)]
 
 
 @pytest.mark.parametrize("killed", [True, False])

@@ -147,6 +147,7 @@ class LocalAws:
         headers = {"X-Amz-Durable-Execution-Arn": execution.durable_execution_arn}
         if kind == "Event":
             return Response(status=202, headers=headers)
+        # 同期呼び出し。README では使わないが、SDK の適合性テストが使う。
         self.executions.executor.wait_until_complete(execution.durable_execution_arn)
         assert execution.result
         answer = execution.result.result or "null"
