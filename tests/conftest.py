@@ -20,6 +20,8 @@ from tests.support.outside import OutsideServices
 from tests.support.runner import LocalRunner
 from tests.support.terminal import Terminal
 
+LONG = ("test_every_aws_command", "test_killed_and_run_again", "test_app_prints")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--aws", action="store_true", help="README のコマンドを実際の AWS で実行する")
@@ -45,13 +47,17 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """いちばん長い 2 つを、別々のワーカーが最初に受け取る所に置く。ほかはその間に済む。"""
+    """長いテストを、それぞれのワーカーが最初に受け取る所に分けて置く。ほかはその間に済む。"""
     in_account = config.getoption("--aws")
     chosen = [item for item in items if bool(item.get_closest_marker("aws")) == in_account]
-    longest = [item for item in chosen if item.name.startswith("test_every_aws_command")]
-    others = [item for item in chosen if item not in longest]
-    share = len(chosen) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    items[:] = longest[:1] + others[:share] + longest[1:] + others[share:]
+    long = [item for item in chosen if item.name.startswith(LONG)]
+    others = [item for item in chosen if item not in long]
+    workers, items[:] = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), []
+    for first in range(workers):
+        items += long[first::workers]
+        rest = len(chosen) * (first + 1) // workers - len(items)
+        items += others[:rest]
+        del others[:rest]
 
 
 @pytest.fixture
