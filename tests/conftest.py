@@ -51,13 +51,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     in_account = config.getoption("--aws")
     chosen = [item for item in items if bool(item.get_closest_marker("aws")) == in_account]
     long = [item for item in chosen if item.name.startswith(LONG)]
-    others = [item for item in chosen if item not in long]
-    workers, items[:] = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), []
-    for first in range(workers):
-        items += long[first::workers]
-        rest = len(chosen) * (first + 1) // workers - len(items)
-        items += others[:rest]
-        del others[:rest]
+    items[:] = [item for item in chosen if item not in long]
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    for number, item in enumerate(long):
+        items.insert(number % workers * (len(chosen) // workers), item)
 
 
 @pytest.fixture

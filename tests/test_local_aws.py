@@ -13,7 +13,6 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -254,9 +253,9 @@ def test_same_name_and_payload_is_the_same_execution(account: Account, function:
     with ThreadPoolExecutor(20) as pool:
         [arn] = set(pool.map(send, range(20)))
     assert "/durable-execution/same/" in arn
-    other = {"Payload": json.dumps(OUT_OF_STOCK) + " ", "DurableExecutionName": "same"}
-    invoke = partial(account.functions.invoke, FunctionName=f"{function}:1", **other)
-    refused("DurableExecutionAlreadyStartedException", invoke, InvocationType="Event")
+    other: Any = {"FunctionName": f"{function}:1", "DurableExecutionName": "same"}
+    other |= {"Payload": json.dumps(OUT_OF_STOCK) + " ", "InvocationType": "Event"}
+    refused("DurableExecutionAlreadyStartedException", account.functions.invoke, **other)
 
 
 def test_paging_neither_skips_nor_repeats_while_orders_stop_and_start(account: Account) -> None:
