@@ -560,13 +560,15 @@ def test_server_without_readable_output_goes_on_and_killed_hard_leaves_no_worker
 def test_port_that_cannot_be_used_is_one_sentence(
     port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(command_line, "LocalAws", start := mock.Mock(wraps=LocalAws))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         if port == "taken":
             port = str(taken.getsockname()[1])
         if port == "80":  # root なら使えてしまう
-            refuse = OSError(errno.EACCES, "Permission denied")
-            monkeypatch.setattr(socket, "create_server", mock.Mock(side_effect=refuse))
-        assert re.fullmatch(rf"ポート {port} は[^。]+。--port [^。]+。", said("--port", port))
+            start.side_effect = OSError(errno.EACCES, "Permission denied")
+        text = said("--port", port, "--speed", "3")
+    assert re.fullmatch(rf"ポート {port} は[^。]+。--port [^。]+。", text)
+    assert start.call_args.args[:2] == (int(port), 3)
 
 
 @pytest.mark.parametrize("option", ["--speed=0", "--speed=-1", "--speed=nan", "--port=x"])

@@ -34,7 +34,7 @@ LAMBDA_OPERATIONS = {
     *("UpdateFunctionCode", "UpdateFunctionConfiguration", "PublishVersion"),
     *("ListVersionsByFunction", "DeleteFunction", "Invoke", *OPERATIONS),
 }
-SYNC_SECONDS = 900
+SYNC_SECONDS = 900  # 同期呼び出しは、README では使わないが、SDK の適合性テストが使う
 BEYOND = {"LogType", "ClientContext", "TenantId", "DryRun"}
 CREDENTIAL = re.compile(r"(?a)AWS4-HMAC-SHA256 Credential=(\w+)/\d+/([\w-]+)/(\w+)/aws4_request,")
 
@@ -147,7 +147,6 @@ class LocalAws:
         headers = {"X-Amz-Durable-Execution-Arn": execution.durable_execution_arn}
         if kind == "Event":
             return Response(status=202, headers=headers)
-        # 同期呼び出し。README では使わないが、SDK の適合性テストが使う。
         self.executions.executor.wait_until_complete(execution.durable_execution_arn)
         assert execution.result
         answer = execution.result.result or "null"
