@@ -78,7 +78,7 @@ class Executions(LambdaInvoker):
             store=self.store,
             scheduler=self.scheduler,
             invoker=self,
-            checkpoint_processor=CheckpointProcessor(self.store, self.scheduler, clock=clock),
+            checkpoint_processor=CheckpointProcessor(self.store, self.scheduler),
             # 関数の Timeout はワーカー側で適用する。ここは順番待ちの時間も含むので長めにする。
             invocation_timeout_seconds=86_400,
             registry=self.registry,
