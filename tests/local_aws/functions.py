@@ -57,7 +57,7 @@ class Function(LambdaFunction):
 
     @property
     def code_or_config_updated(self) -> bool:
-        """moto が publish の前に見るフラグ。最後に発行したバージョンがなくなったときも真になる。"""
+        """moto が publish の前に見るフラグ。残っている最後のバージョンの後で更新されたか。"""
         *_, last = LAMBDA[self.region].list_versions_by_function(self.function_name)
         assert isinstance(last, Function)
         return last.revision != self.revision

@@ -25,7 +25,7 @@ def authorise(role_arn: str, session: str, action: str, resource: str) -> None:
 
 
 def refusal(role_arn: str, action: str, resource: str) -> str | None:
-    """許可されるなら None、そうでなければ AWS と同じ文言の理由。"""
+    """許可されるなら None、そうでなければ AWS の文言の理由（明示的な拒否も区別しない）。"""
     role = find_role(role_arn)
     documents = [*role.policies.values(), *role.managed_policies.values()] if role else []
     found = {IAMPolicy(document).is_action_permitted(action, resource) for document in documents}

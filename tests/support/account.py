@@ -4,7 +4,6 @@ import json
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -17,8 +16,7 @@ import deploy
 REGION = "ap-northeast-1"
 BASIC = "arn:aws:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole"
 TRUST, DURABLE = (
-    Path(deploy.__file__).with_name(f"{name}-policy.json").read_text("utf-8")
-    for name in ("trust", "durable")
+    (deploy.ROOT / f"{name}-policy.json").read_text("utf-8") for name in ("trust", "durable")
 )
 
 
