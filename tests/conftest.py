@@ -15,9 +15,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 import app
 import deploy
+from tests.local_run.runner import LocalRunner
 from tests.support.flows import RunOrder
 from tests.support.outside import OutsideServices
-from tests.support.runner import LocalRunner
 from tests.support.terminal import Terminal
 
 LONG = ("test_every_aws_command", "test_killed_and_run_again", "test_app_prints")

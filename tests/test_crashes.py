@@ -21,9 +21,9 @@ from aws_durable_execution_sdk_python_testing.executor import Executor
 
 import app
 from tests.benchmark.per_order import Meter
+from tests.local_run.runner import LocalRunner
 from tests.support.flows import FLOWS, Flow, outcome
 from tests.support.outside import OutsideServices
-from tests.support.runner import LocalRunner
 
 Crash = tuple[str, int]
 

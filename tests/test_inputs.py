@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import app
+from tests.local_run.runner import LocalRunner
 from tests.support.flows import outcome
 from tests.support.outside import OutsideServices
-from tests.support.runner import LocalRunner
 
 TEXT = st.text(st.characters(codec=None), max_size=70)
 JSON = st.recursive(

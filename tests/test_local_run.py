@@ -20,8 +20,8 @@ import pytest
 
 from tests.local_run import README_ORDER, order, record
 from tests.local_run.record import UnusableOrderError, open_record
+from tests.local_run.runner import OrderClock
 from tests.support.flows import DECLINED, OUT_OF_STOCK, TO_APPROVE, order_of
-from tests.support.runner import OrderClock
 from tests.support.terminal import APP, QUESTION, WAITING, Terminal, read_to, result_in
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ import pytest
 from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestResult
 
 import app
+from tests.local_run.runner import LocalRunner
 from tests.support.flows import order_of, outcome
 from tests.support.outside import OutsideServices
-from tests.support.runner import LocalRunner
 
 ATTEMPTS = app.RETRY.max_attempts
 # 応答が届けば終わるので、A はいちばん後ろにだけ来る: 1 + 2 + 4 + 8 + 16 通り

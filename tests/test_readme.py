@@ -24,9 +24,9 @@ from tests.benchmark import prices
 from tests.benchmark.per_order import measure
 from tests.local_aws.gateway import LocalAws
 from tests.local_run import README_ORDER
+from tests.local_run.runner import LocalRunner, OrderClock
 from tests.support.account import Account, eventually
 from tests.support.flows import FLOWS, outcome
-from tests.support.runner import LocalRunner, OrderClock
 from tests.support.terminal import FAST, read_to
 from tests.timeline import width
 

@@ -7,10 +7,10 @@ from unittest import mock
 import pytest
 
 import app
-from tests.support import runner as support
+from tests.local_run import runner as support
+from tests.local_run.runner import LocalRunner, OrderClock, ReliableExecutor
 from tests.support.flows import order_of, outcome
 from tests.support.outside import OutsideServices
-from tests.support.runner import LocalRunner, OrderClock, ReliableExecutor
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 

@@ -11,9 +11,9 @@ from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestR
 
 import app
 import deploy
+from tests.local_run.runner import LocalRunner
 from tests.support.flows import APPROVE, FLOWS, TO_APPROVE, Flow, RunOrder, order_of, outcome
 from tests.support.outside import OutsideServices
-from tests.support.runner import LocalRunner
 
 STEPS = {
     "README の注文": "accept_order check_stock short_wait pay notify",

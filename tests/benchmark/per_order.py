@@ -15,7 +15,7 @@ from aws_durable_execution_sdk_python.lambda_service import (
 )
 
 from tests.local_run import README_ORDER
-from tests.support.runner import LocalRunner
+from tests.local_run.runner import LocalRunner
 
 # 結果を入力から計算し直せず、残すほかないステップ
 IRREPLACEABLE = {"check_stock", "pay"}

@@ -22,7 +22,7 @@ from aws_durable_execution_sdk_python_testing.threads import DaemonThreadPool
 from aws_durable_execution_sdk_python_testing.token import CallbackToken
 from aws_durable_execution_sdk_python_testing.worker.registry import ExecutionRegistry
 
-from tests.support.runner import ClockScheduler, OrderClock, ReliableExecutor
+from tests.local_run.runner import ClockScheduler, OrderClock, ReliableExecutor
 
 from . import ACCOUNT
 from .errors import AwsError

@@ -20,7 +20,7 @@ from werkzeug.exceptions import NotFound
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
-from tests.support.runner import OrderClock
+from tests.local_run.runner import OrderClock
 
 from . import iam
 from .errors import AwsError, beyond, response

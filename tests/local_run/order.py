@@ -26,12 +26,12 @@ from aws_durable_execution_sdk_python.lambda_service import (
 from aws_durable_execution_sdk_python_testing.exceptions import ResourceNotFoundException
 from aws_durable_execution_sdk_python_testing.execution import Execution, ExecutionStatus
 
-from tests.support.runner import LocalRunner, OrderClock
 from tests.timeline import draw
 
 from . import README_ORDER
 from .progress import Progress
 from .record import OrderStore, UnusableOrderError, open_record
+from .runner import LocalRunner, OrderClock
 from .screen import say, stop
 
 DECISIONS = {"yes": True, "y": True, "はい": True, "no": False, "n": False, "いいえ": False}

@@ -13,8 +13,7 @@ from pathlib import Path
 from aws_durable_execution_sdk_python_testing.execution import Execution
 from aws_durable_execution_sdk_python_testing.stores.sqlite import SQLiteExecutionStore
 
-from tests.support.runner import OrderClock
-
+from .runner import OrderClock
 from .screen import stop
 
 SCHEMA = (

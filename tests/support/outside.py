@@ -123,7 +123,7 @@ if __name__ == "__main__":
 
     from tests.local_run import record, screen
     from tests.local_run.order import process
-    from tests.support.runner import OrderClock as Clock
+    from tests.local_run.runner import OrderClock as Clock
 
     screen.prepare()
     later, freeze = timedelta(seconds=float(os.environ.get("LATER", "0"))), os.environ.get("FREEZE")
