@@ -3,12 +3,10 @@
     注文受付 → 在庫確認 → 承認待ち → 支払い処理 → 完了通知
      (step)     (step)    (wait か    (step+retry)   (step)
                           callback)
-
-上から順に、ワークフロー、ステップ、入力と記録の読み取り、外部サービスのスタブ。
-`python app.py` は AWS なしで動く。
+`python app.py` は AWS なしで動く。上から、ワークフロー、ステップ、入力の読み取り、外部サービス。
 """
 
-if __name__ == "__main__":  # SDK の import より先に置き、SDK がなくても 1 文で終わる
+if __name__ == "__main__":  # SDK の import より前に置く。SDK がなくても、対処方法を表示できる
     from tests.local_run import main
 
     main(__file__)
@@ -18,8 +16,7 @@ import json
 import logging
 import re
 import time
-from collections import Counter
-from functools import partial
+from datetime import UTC, datetime
 from typing import Any
 
 from aws_durable_execution_sdk_python import (
@@ -37,6 +34,7 @@ from aws_durable_execution_sdk_python.retries import RetryStrategyConfig, create
 from aws_durable_execution_sdk_python.serdes import JsonSerDes
 
 logger = logging.getLogger(__name__)
+Json = dict[str, Any]
 
 APPROVAL_THRESHOLD = 100_000  # 円。この金額以上の注文には承認が必要
 APPROVAL_TIMEOUT = Duration.from_minutes(10)
@@ -59,101 +57,100 @@ RETRY = RetryStrategyConfig(  # 間隔は 2 秒から 2 倍ずつ、上限 5 秒
     max_delay=Duration.from_seconds(5),
     retryable_error_types=[NoAnswerError],
 )
-# JsonSerDes なら、ステップの結果が履歴に普通の JSON で残る
-STEP = StepConfig(create_retry_strategy(RETRY), serdes=JsonSerDes())
+STEP = StepConfig(create_retry_strategy(RETRY), serdes=JsonSerDes())  # 結果は履歴に JSON で残る
 
 
 # ---- ワークフロー ----------------------------------------------------------------
 # 待機中、ハンドラーは終了している。再開のたびに先頭から実行し直す（リプレイ）。
 # 完了したステップや待機は再実行せず、記録した結果を返す。
-
-
+# 時刻、乱数、外部の応答のように、実行のたびに変わるものは、必ずステップの中で使う。
 @durable_execution
-def handler(event: Any, context: DurableContext) -> dict[str, Any]:
+def handler(event: Any, context: DurableContext) -> Json:
     """注文 1 件を受付から通知まで処理し、order_id・status・total（円）を含む結果を返す。
 
-    在庫切れや却下も正常な結果。不正な注文は、ステップを実行せず InvalidOrderError で失敗する。
-    取り消しか通知に最後まで応答がないときと、想定外のエラーのときも失敗し、担当者が引き継ぐ。
+    不正な注文は InvalidOrderError で、取り消しや通知に最後まで応答がなければそのエラーで失敗する。
     """
     logger.info("ハンドラー開始")  # リプレイのたびに出る。完了したステップのログは二度と出ない
     validate(event)  # 入力だけで決まり、リプレイしても同じなので、ステップにしない
-    step = partial(context.step, config=STEP)  # context.step(…, config=STEP) の略
 
     # 注文受付
-    order = step(accept_order(event))
+    order = context.step(accept_order(event), config=STEP)
 
     # 在庫確認
-    shortages = step(check_stock(event["items"]))
+    shortages = context.step(check_stock(event["items"]), config=STEP)
     if shortages:
-        return step(notify(order, "OUT_OF_STOCK", products=shortages))
+        return context.step(notify(order, "OUT_OF_STOCK", products=shortages), config=STEP)
 
     # 承認待ち
-    remarks: dict[str, str] = {}
+    remarks: Json = {}
     if order["total"] < APPROVAL_THRESHOLD:
         context.wait(SHORT_WAIT, name="short_wait")
     else:
+        # wait_for_callback よりオペレーションが 1 つ少なく、承認の依頼もほかと同じステップになる
         callback = context.create_callback("approval", CallbackConfig(timeout=APPROVAL_TIMEOUT))
-        step(ask_approver(order, callback.callback_id))
+        context.step(ask_approver(order, callback.callback_id), config=STEP)
         try:
-            answer = callback.result()
+            approved, remarks = read_decision(callback.result())
         except CallbackTimeoutError:
-            return step(notify(order, "APPROVAL_TIMED_OUT"))
+            return context.step(notify(order, "APPROVAL_TIMED_OUT"), config=STEP)
         except CallbackError as error:
-            return step(notify(order, "REJECTED", reason=str(error)[:200]))
-        approved, remarks = read_decision(answer)
+            approved, remarks = False, {"reason": str(error)[:200]}
         if not approved:
-            return step(notify(order, "REJECTED", **remarks))
+            return context.step(notify(order, "REJECTED", **remarks), config=STEP)
 
     # 支払い処理
-    payment_key = f"{order['order_id']}-payment"  # リプレイしても同じなので、請求は一度だけになる
+    # べき等性キー。再試行やリプレイでも、同じ注文の別の実行でも同じ値なので、請求は 1 回だけになる
+    payment_key = f"{order['order_id']}-payment"
     try:
-        payment_id = step(pay(order, payment_key, event.get("simulate", {})))
+        payment_id = context.step(pay(order, payment_key, event.get("simulate", {})), config=STEP)
     except (StepError, SerDesError) as error:  # SerDesError は、結果を記録できなかったとき
-        if is_recorded_as(CardDeclinedError, error):
-            return step(notify(order, "PAYMENT_DECLINED"))
-        step(cancel_payment(payment_key))  # 応答や記録がないだけで、請求は成立したかもしれない
-        if is_recorded_as(NoAnswerError, error):
-            return step(notify(order, "PAYMENT_FAILED"))
+        cause = error.error_type.rpartition(".")[2]  # 記録に残るのは app.NoAnswerError などの名前
+        if cause == CardDeclinedError.__name__:
+            return context.step(notify(order, "PAYMENT_DECLINED"), config=STEP)
+        context.step(cancel_payment(payment_key), config=STEP)  # 請求は成立したかもしれない
+        if cause == NoAnswerError.__name__:
+            return context.step(notify(order, "PAYMENT_FAILED"), config=STEP)
         raise
 
     # 完了通知
-    return step(notify(order, "COMPLETED", payment_id=payment_id, **remarks))
+    return context.step(notify(order, "COMPLETED", payment_id=payment_id, **remarks), config=STEP)
 
 
 # ---- ステップ --------------------------------------------------------------------
 # 結果を記録する前にプロセスが止まると、同じ試行番号で再実行される（at-least-once）。
 # そのため外部サービスには、再実行しても変わらないべき等性キーを渡す。
-
-
 @durable_step
-def accept_order(ctx: StepContext, event: dict[str, Any]) -> dict[str, Any]:
-    """注文を受け付け、order_id と合計 total（円）を返す。"""
+def accept_order(ctx: StepContext, event: Json) -> Json:
+    """注文を受け付け、order_id、合計 total（円）、受付時刻 accepted_at を返す。"""
     total = sum(item["price"] * item["quantity"] for item in event["items"])
+    accepted_at = datetime.now(UTC).isoformat()  # リプレイでは変わる値なので、ステップで記録する
     ctx.logger.info(f"注文 {event['order_id']} を受け付けました: {total:,} 円")
-    return {"order_id": event["order_id"], "total": total}
+    return {"order_id": event["order_id"], "total": total, "accepted_at": accepted_at}
 
 
 @durable_step
-def check_stock(ctx: StepContext, items: list[dict[str, Any]]) -> list[str]:
+def check_stock(ctx: StepContext, items: list[Json]) -> list[str]:
     """在庫が足りない商品の product_id を、最大 10 件返す。"""
-    wanted: Counter[str] = Counter()
+    wanted: dict[str, int] = {}
     for item in items:
-        wanted[item["product_id"]] += item["quantity"]
+        wanted[item["product_id"]] = wanted.get(item["product_id"], 0) + item["quantity"]
     shortages = [product for product in wanted if wanted[product] > STOCK.get(product, 0)]
     ctx.logger.info(f"在庫を確認しました: 不足 {len(shortages)} 件")
     return shortages[:10]  # 明細が多くても、結果が上限の 256 KB を超えないように
 
 
 @durable_step
-def ask_approver(ctx: StepContext, order: dict[str, Any], callback_id: str) -> None:
+def ask_approver(ctx: StepContext, order: Json, callback_id: str) -> None:
     """承認者に承認を依頼する。回答は callback_id 宛てに届く。"""
-    ctx.logger.info(f"{order['total']:,} 円の承認を頼みました", extra={"callbackId": callback_id})
+    # ID を知る人は誰でも承認できる。本番ではログに出さず、承認者だけに届く通知で渡す
+    ctx.logger.info(f"{order['total']:,} 円の承認を依頼しました", extra={"callbackId": callback_id})
 
 
 @durable_step
-def pay(ctx: StepContext, order: dict[str, Any], payment_key: str, simulate: dict[str, Any]) -> str:
+def pay(ctx: StepContext, order: Json, payment_key: str, simulate: Json) -> str:
     """合計（円）を請求し、payment_id を返す。"""
-    payment_id = charge_card(payment_key, order["total"], simulate, ctx.attempt)
+    fail_as_simulated(simulate, ctx.attempt)  # デモだけの行。本番の pay は次の行から始まる
+    payment_id = charge_card(payment_key, order["total"])
     ctx.logger.info(f"{order['total']:,} 円を請求しました: {payment_id}")
     return payment_id
 
@@ -166,9 +163,7 @@ def cancel_payment(ctx: StepContext, payment_key: str) -> None:
 
 
 @durable_step
-def notify(
-    ctx: StepContext, /, order: dict[str, Any], status: str, **details: Any
-) -> dict[str, Any]:
+def notify(ctx: StepContext, /, order: Json, status: str, **details: Any) -> Json:
     """お客様に結果を通知し、通知した内容を注文の結果として返す。"""
     result = {"order_id": order["order_id"], "status": status, "total": order["total"], **details}
     send_notification(f"{order['order_id']}-{status}", result)  # 結果ごとに 1 つのべき等性キー
@@ -176,7 +171,10 @@ def notify(
     return result
 
 
-# ---- 入力と記録の読み取り ----------------------------------------------------------
+# ---- 入力の読み取り ----------------------------------------------------------------
+OBJECT = r"\{.*\}", "JSON オブジェクト"  # JSON での形（正規表現）と、その説明
+ID = '"[A-Za-z0-9_-]{1,64}"', "英数字、-、_ だけの 1〜64 文字"
+SIMULATE = "payment_timeouts|payment_seconds|card_declined"
 
 
 class InvalidOrderError(Exception):
@@ -185,80 +183,52 @@ class InvalidOrderError(Exception):
 
 def validate(order: Any) -> None:
     """正しくない注文なら、修正すべき項目を示す InvalidOrderError を送出する。"""
-    require(isinstance(order, dict), "注文", "JSON オブジェクト")
-    order_id, items = order.get("order_id"), order.get("items")
-    require(matches(r"[A-Za-z0-9_-]{1,64}", order_id), "order_id", "英数字と - _ の 1〜64 文字")
-    require(isinstance(items, list) and items != [], "items", "要素が 1 個以上の配列")
-    for n, item in enumerate(items):
-        require(isinstance(item, dict), f"items[{n}]", "JSON オブジェクト")
-        product_id, price, quantity = map(item.get, ("product_id", "price", "quantity"))
-        require(matches(r"(?s).{1,64}", product_id), f"items[{n}].product_id", "1〜64 文字の文字列")
-        require(is_int(price, 0, 10**9), f"items[{n}].price", "0 以上 10 億以下の整数")
-        require(is_int(quantity, 1, 10**9), f"items[{n}].quantity", "1 以上 10 億以下の整数")
-    simulate = order.get("simulate", {})
-    require(isinstance(simulate, dict), "simulate", "JSON オブジェクト")
-    for key in simulate:
-        shown = key[:64] if key.isprintable() else "（表示できない名前）"
-        require(key in SIMULATE, f"simulate.{shown}", f"{'、'.join(SIMULATE)} のどれか")
-    timeouts, seconds, declined = map((SIMULATE | simulate).get, SIMULATE)
-    require(is_int(timeouts, 0, 10), "simulate.payment_timeouts", "0 以上 10 以下の整数")
-    require(is_int(seconds, 0, 20), "simulate.payment_seconds", "0 以上 20 以下の整数")
-    require(isinstance(declined, bool), "simulate.card_declined", "true か false のどちらか")
+    require("注文", order, *OBJECT)
+    require("order_id", order.get("order_id"), *ID)
+    require("items", order.get("items"), r"\[.+\]", "要素が 1 個以上の配列")
+    for n, item in enumerate(order["items"]):
+        at = f"items[{n}]"
+        require(at, item, *OBJECT)
+        require(f"{at}.product_id", item.get("product_id"), *ID)
+        require(f"{at}.price", item.get("price"), r"\d{1,9}", "0 以上 10 億未満の整数")
+        require(f"{at}.quantity", item.get("quantity"), r"[1-9]\d{0,8}", "1 以上 10 億未満の整数")
+    require("simulate", order.get("simulate", {}), *OBJECT)
+    for key, value in order.get("simulate", {}).items():
+        require(f"simulate のキー {key[:64]!a}", key, f'"({SIMULATE})"', f"{SIMULATE} のどれか")
+        require(f"simulate.{key}", value, r"1?\d|20|true|false", "0〜20 の整数か true、false")
 
 
-def require(valid: bool, field: str, rule: str) -> None:
-    if not valid:
+def require(field: str, value: Any, form: str, rule: str) -> None:
+    if not re.fullmatch(form, json.dumps(value)):  # true や 1.0 は整数ではない
         raise InvalidOrderError(f"{field}: {rule}にしてください")
 
 
-def matches(pattern: str, value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-def is_int(value: Any, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high  # bool は整数とみなさない
-
-
-def read_decision(payload: str | None) -> tuple[bool, dict[str, str]]:
-    """承認者の回答を、承認の可否と付随情報（approver・reason）に分ける。
-
-    "approved": true を持つ JSON オブジェクトだけを承認とし、それ以外はすべて却下とする。
-    """
+def read_decision(payload: str | None) -> tuple[bool, Json]:
+    """承認者の回答を読む。承認は、"approved": true を持つ JSON オブジェクトだけ。ほかは却下。"""
     try:
         answer = json.loads(payload or "", parse_constant=int)  # NaN や Infinity は ValueError
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
+        approved = answer.get("approved") is True
+    except (ValueError, RecursionError, AttributeError):
         return False, {"reason": "回答が JSON オブジェクトではありません"}
-    texts = {key: answer.get(key) for key in ("approver", "reason")}
-    remarks = {key: text[:200] for key, text in texts.items() if isinstance(text, str)}
-    if answer.get("approved") is True:
-        return True, remarks
-    return False, {"reason": "承認されませんでした", **remarks}
-
-
-def is_recorded_as(kind: type[Exception], error: StepError | SerDesError) -> bool:
-    """ステップが kind で失敗したか。記録には app.CardDeclinedError のような名前だけが残る。"""
-    return error.error_type.rpartition(".")[2] == kind.__name__  # ファイル名は何でもよい
+    remarks = {k: answer[k][:200] for k in ("approver", "reason") if isinstance(answer.get(k), str)}
+    return approved, remarks if approved else {"reason": "承認されませんでした", **remarks}
 
 
 # ---- 外部サービスのスタブ ----------------------------------------------------------
-
 STOCK = {"prod-001": 1000, "prod-002": 10}
-SIMULATE: dict[str, Any] = {"payment_timeouts": 1, "payment_seconds": 0, "card_declined": False}
 
 
-def charge_card(idempotency_key: str, amount: int, simulate: dict[str, Any], attempt: int) -> str:
-    """カードに amount 円を請求し、payment_id を返す。同じキーなら、請求せずに前回の結果を返す。
-
-    失敗（CardDeclinedError、NoAnswerError）は、乱数ではなく simulate と試行番号で決まる。
-    """
-    simulate = SIMULATE | simulate
-    time.sleep(simulate["payment_seconds"])  # 応答待ち。演習ではこの間に強制終了する
-    if simulate["card_declined"]:
+def fail_as_simulated(simulate: Json, attempt: int) -> None:
+    """決済を simulate のとおりに遅らせ、失敗させる。乱数ではなく、試行番号で決まる。"""
+    time.sleep(simulate.get("payment_seconds", 0))  # 応答待ち。演習ではこの間に強制終了する
+    if simulate.get("card_declined"):
         raise CardDeclinedError("カードが拒否されました")
-    if attempt <= simulate["payment_timeouts"]:
+    if attempt <= simulate.get("payment_timeouts", 1):
         raise NoAnswerError("決済代行会社から応答がありません")
+
+
+def charge_card(idempotency_key: str, amount: int) -> str:
+    """カードに amount 円を請求し、payment_id を返す。同じキーなら、請求せずに前回の結果を返す。"""
     return f"pay-{hashlib.sha256(idempotency_key.encode()).hexdigest()[:12]}"
 
 
@@ -266,5 +236,5 @@ def cancel_charge(idempotency_key: str) -> None:
     """キーの請求を取り消し、後から届いた同じキーの請求も拒否する。請求がなければ何も起きない。"""
 
 
-def send_notification(idempotency_key: str, result: dict[str, Any]) -> None:
+def send_notification(idempotency_key: str, result: Json) -> None:
     """お客様に結果を通知する。同じキーの通知は一度しか届かない。"""

@@ -192,7 +192,7 @@ def test_leaving_the_question_is_no_answer_and_it_is_asked_again(terminal: Termi
     assert ending == (130, STOPPED)
     os.close(controller)
     os.close(keyboard)
-    assert "承認を頼みました" not in completed(terminal, TO_APPROVE)
+    assert "承認を依頼しました" not in completed(terminal, TO_APPROVE)
 
 
 @pytest.mark.parametrize(("passed", "asked"), [(86_400, False), (560, True)])

@@ -76,5 +76,5 @@ def test_killed_and_run_again_the_order_ends_as_if_it_had_not_been(
     assert terminal.services.done("charge") == charged
     assert terminal.services.done("notice") == {f"order-123-{flow.status}": result}
     assert list(terminal.orders.iterdir()) == []
-    for step in ("受け付けました", "在庫を確認しました", "承認を頼みました"):
+    for step in ("受け付けました", "在庫を確認しました", "承認を依頼しました"):
         assert step not in seen

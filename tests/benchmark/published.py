@@ -65,7 +65,8 @@ def process_payment(
     ctx: StepContext, order: dict[str, Any], simulate: dict[str, Any]
 ) -> dict[str, Any]:
     key = f"{order['order_id']}-payment"
-    payment_id = app.charge_card(key, order["total"], simulate, ctx.attempt)
+    app.fail_as_simulated(simulate, ctx.attempt)
+    payment_id = app.charge_card(key, order["total"])
     return {"order_id": order["order_id"], "payment_id": payment_id, "status": "paid"}
 
 

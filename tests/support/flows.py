@@ -30,7 +30,7 @@ UNANSWERED = order_of(simulate={"payment_timeouts": 10})
 class Flow:
     """1 つの道筋: 注文、承認者の回答、期待する結果と、その費用の下限。
 
-    lost は、支払いの試行ごとの運命（outside.py の OutsideServices）。
+    lost は、支払いの依頼ごとの結果（outside.py の OutsideServices）。
     """
 
     title: str
@@ -66,7 +66,7 @@ FLOWS = [
     Flow("回答のない注文", "APPROVAL_TIMED_OUT", TO_APPROVE, 5, 6, 2),
     Flow("カードが拒否された注文", "PAYMENT_DECLINED", DECLINED, 5, 6, 2),
     Flow("応答のない支払い", "PAYMENT_FAILED", UNANSWERED, 9, 10, 5),
-    Flow("応答はないが請求は成立", "PAYMENT_FAILED", ANSWERS, 9, 10, 5, lost="LNLL"),
+    Flow("応答はないが請求は成立", "PAYMENT_FAILED", ANSWERS, 9, 10, 5, lost="LNLLLLLLL"),
 ]
 
 

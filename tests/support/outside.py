@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aws_durable_execution_sdk_python.exceptions import RetryableSerDesError
+
 import app
 
 
@@ -25,20 +27,19 @@ class OutsideServices:
 
     def __init__(self, books: Path) -> None:
         self.books = books
-        self.simulated_charge = app.charge_card
+        self.stub = app.charge_card
 
     def replace(self, setattr: Callable[[Any, str, Any], None]) -> None:
         """app.py の外部サービスを、これに置き換える。"""
         for name in ("charge_card", "cancel_charge", "send_notification"):
             setattr(app, name, getattr(self, name))
 
-    def charge_card(self, key: str, amount: int, simulate: dict[str, Any], attempt: int) -> str:
-        with self._asked("charge", key, key, attempt):
-            payment_id = self.simulated_charge(key, amount, simulate, attempt)
+    def charge_card(self, key: str, amount: int) -> str:
+        with self._asked("charge", key, key):
             if (self.books / f"done-cancellation-{key}").exists():
                 raise RuntimeError("取り消したキーの請求を拒否しました")
             self._record("charge", key, amount)
-        return payment_id
+        return self.stub(key, amount)
 
     def cancel_charge(self, key: str) -> None:
         with self._asked("cancellation", key, f"{key}-cancellation"):
@@ -52,10 +53,12 @@ class OutsideServices:
     # ---- テストが決めること、読むこと ----
 
     def lose_answers(self, name: str, fates: str) -> None:
-        """依頼 name の 1 回目からの運命を、1 文字ずつ決める。その先は応答する。
+        """依頼 name の 1 回目からの結果を、1 文字ずつ指定する。その先は応答する。
 
-        name は、請求なら -payment、取り消しなら -payment-cancellation、通知なら -notice で終わる。
+        name は、どの依頼でもよければ charge、cancellation、notice。1 件の注文の依頼なら、請求は
+        -payment、取り消しは -payment-cancellation、通知は -notice で終わる。
         A: 処理して応答する。L: 処理するが、応答が失われる。N: 依頼が届かず、処理しない。
+        C: 処理した後、ステップの結果を記録する前に、呼び出しが異常終了する。D: カードを拒否する。
         """
         (self.books / f"fates-{name}").write_text(fates)
 
@@ -77,20 +80,24 @@ class OutsideServices:
     # ---- 内部 ----
 
     @contextmanager
-    def _asked(self, kind: str, key: str, name: str, attempt: int = 0) -> Iterator[None]:
+    def _asked(self, kind: str, key: str, name: str) -> Iterator[None]:
         with open(self.books / f"asked-{kind}", "a") as log:
             log.write(f"{key}\n")
-        fate = ""
-        if (fates := self.books / f"fates-{name}").exists():
-            turn = (attempt or self.asked(kind).count(key)) - 1
-            fate = fates.read_text()[turn : turn + 1]
+        fate, asked = "", self.asked(kind)
+        for label, turn in ((kind, len(asked)), (name, asked.count(key))):
+            if (fates := self.books / f"fates-{label}").exists():
+                fate = fates.read_text()[turn - 1 : turn]
         self._die_if_told(kind, "before")
+        if fate == "D":
+            raise app.CardDeclinedError(f"{name} を拒否する")
         if fate == "N":
             raise app.NoAnswerError(f"{name} の依頼が届かない")
         yield
         self._die_if_told(kind, "after")
         if fate == "L":
             raise app.NoAnswerError(f"{name} の応答が届かない")
+        if fate == "C":  # SDK は、この例外をステップの失敗として記録せず、呼び出しを失敗させる
+            raise RetryableSerDesError("呼び出しが異常終了しました")
 
     def _record(self, kind: str, key: str, value: object) -> None:
         """べき等性キーごとに 1 度だけ書く。同じキーで内容が違えば拒否する。"""
