@@ -42,7 +42,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     try:
         boto3.client("lambda").list_functions(MaxItems=1)
     except (BotoCoreError, ClientError) as error:
-        raise pytest.UsageError(deploy.advice_for(error)) from error
+        raise pytest.UsageError(deploy.explain(error)) from error
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,9 +1,6 @@
 """deploy.py をローカル AWS に向けて動かす: 何度でも、途中で止まっても、拒否されても。"""
 
-import base64
-import hashlib
 import io
-import json
 import os
 import re
 import shutil
@@ -12,92 +9,55 @@ import sys
 import uuid
 import zipfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import boto3
-import botocore.endpoint
-import botocore.loaders
-import botocore.session
+import botocore.waiter
 import pytest
 from botocore.awsrequest import AWSResponse
-from botocore.httpsession import URLLib3Session
-from botocore.model import StructureShape
+from botocore.exceptions import ClientError, ReadTimeoutError
 
 import deploy
 from tests.local_aws.gateway import LocalAws
 from tests.support.account import Account
 
-ROOT = Path(deploy.__file__).parent
 BUILD_ZIP = deploy.build_zip
-LOADER = botocore.loaders.create_loader()  # サービスのモデルを、テストごとに読み直さない
-UPDATES = {"UpdateFunctionCode", "UpdateFunctionConfiguration"}
-
-
-def digest(code: bytes) -> str:
-    return base64.b64encode(hashlib.sha256(code).digest()).decode()
-
-
-FIRST, CHANGED, OTHER = b"first", b"changed", b"other"  # zip の代わり
+CODE, CONFIGURATION = "UpdateFunctionCode", "UpdateFunctionConfiguration"
+FIRST, CHANGED = b"first", b"changed"  # zip の代わり
 
 
 class Aws:
-    """ローカル AWS。deploy.py が呼んだ API を記録し、answers があれば、AWS の代わりに答える。"""
+    """ローカル AWS。deploy.py が呼んだ API を記録し、killed_at 回目で強制終了させる。"""
 
-    def __init__(self, account: Account, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        self.account, self.functions = account, account.functions
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-        self.code = FIRST
+    def __init__(self, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.account, self.functions, self.monkeypatch = account, account.functions, monkeypatch
+        self.code, self.killed_at, self.slept = FIRST, 0, 0
         self.calls: list[str] = []
-        self.answers: dict[str, list[dict[str, Any]]] = {}
-        self.killed_at = self.slept = 0
-        core = botocore.session.Session()
-        core.register_component("data_loader", LOADER)
-        self.session = boto3.session.Session(botocore_session=core)
-        self.events = self.session.events
-        self.events.register("before-call", self.called)
+        self.session = boto3.Session()
+        self.on = self.session.events.register
+        self.on("before-call", self.called)
         self.take_new_name()
 
     def take_new_name(self) -> None:
-        name = f"order-processing-durable-{uuid.uuid4().hex[:8]}"
-        self.monkeypatch.setattr(deploy, "FUNCTION_NAME", name)
+        self.name = {"FunctionName": f"order-processing-durable-{uuid.uuid4().hex[:8]}"}
+        self.monkeypatch.setattr(deploy, "FUNCTION_NAME", self.name["FunctionName"])
 
-    def called(self, model: Any, **_: Any) -> Any:
+    def called(self, model: Any, **_: Any) -> None:
         self.calls.append(model.name)
         if len(self.calls) == self.killed_at:
             raise BaseException("killed")
-        if not self.answers.get(model.name):
-            return None
-        answer = self.answers[model.name].pop()
-        return Mock(status_code=400 if "Error" in answer else 200), answer
 
     def sleep(self, seconds: int) -> None:
         self.slept += seconds
 
-    def failure(self) -> str:
-        """デプロイが残した 1 文。表示済みの出力は捨てる。AWS のエラーなら、名前で終わる。"""
-        with pytest.raises(SystemExit) as stopped:
-            deploy.main()
-        self.capsys.readouterr()
-        sentence = stopped.value.code
-        assert isinstance(sentence, str)
-        assert re.search(r"。(（\w.*）)?$", sentence)
-        assert "\n" not in sentence
-        return sentence
-
-    def function(self) -> Any:
-        return self.functions.get_function_configuration(FunctionName=deploy.FUNCTION_NAME)
-
     def configure(self, **settings: Any) -> None:
-        name = deploy.FUNCTION_NAME
-        self.functions.update_function_configuration(FunctionName=name, **settings)
+        self.functions.update_function_configuration(**self.name, **settings)
 
     def versions(self) -> dict[str, Any]:
-        """デプロイの結果として残ったもの。"""
-        found = self.functions.list_versions_by_function(FunctionName=deploy.FUNCTION_NAME)
-        return {v["Version"]: (v["CodeSha256"], v["MemorySize"]) for v in found["Versions"]}
+        found = self.functions.list_versions_by_function(**self.name)["Versions"]
+        return {v["Version"]: (v["CodeSha256"], v["MemorySize"]) for v in found}
 
 
 @pytest.fixture(scope="module")
@@ -110,421 +70,224 @@ def account() -> Iterator[Account]:
 
 
 @pytest.fixture
-def aws(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Aws:
-    here = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
-    for name, value in (account.environment | here).items():
+def aws(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Aws:
+    for name, value in (account.environment | {"HOME": str(tmp_path)}).items():
         monkeypatch.setenv(name, value)
-    aws = Aws(account, monkeypatch, capsys)
-    monkeypatch.setattr(boto3, "Session", lambda: aws.session)
+    aws = Aws(account, monkeypatch)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", aws.session)
     monkeypatch.setattr(deploy, "build_zip", lambda: aws.code)
     monkeypatch.setattr(deploy, "time", aws)
-    monkeypatch.setattr(botocore.endpoint, "time", aws)
+    monkeypatch.setattr(botocore.waiter, "time", aws)
     return aws
 
 
-def refusal(code: str, message: str = "") -> dict[str, Any]:
-    return {"Error": {"Code": code, "Message": message}}
-
-
-def run_deploy(environment: dict[str, str], *options: str, **started: Any) -> Any:
+def run(*arguments: str, folder: Path = deploy.ROOT, env: Any = (), **started: Any) -> Any:
     names = {"FUNCTION_NAME": deploy.FUNCTION_NAME, "ROLE_NAME": deploy.ROLE_NAME}
-    return subprocess.run(
-        [sys.executable, *options, "deploy.py"],
-        cwd=ROOT,
-        env={**os.environ, **names, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        start_new_session=True,  # MFA コードを入力するターミナルがない
-        text=True,
-        timeout=60,
-        **started,
-    )
+    command, env = [sys.executable, "deploy.py", *arguments], {**os.environ, **names, **dict(env)}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, **started)
+
+
+def only_sentence(done: Any) -> str:
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    return str(done.stderr)
 
 
 # ---- 作成する、もう一度、更新する -------------------------------------------------------
 
 
-def test_first_run_creates_version_1_and_prints_how_to_invoke_it(aws: Aws) -> None:
-    """zip はどこで作成しても同じになる。日本語を表示できなくても、コマンドは表示する。"""
-    elsewhere = {"PYTHONIOENCODING": "ascii", "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}
-    done = run_deploy(elsewhere, umask=0o77)
-
+def test_first_run_creates_version_1_with_the_same_zip_everywhere(aws: Aws) -> None:
+    done = run(env={"PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}, umask=0o77)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"--function-name {deploy.FUNCTION_NAME}:1 \\\n" in done.stdout
-    assert sorted(aws.versions()) == ["$LATEST", "1"]
-    function = aws.function()
-    assert function["CodeSha256"] == digest(BUILD_ZIP())
+    function = aws.functions.get_function_configuration(**aws.name, Qualifier="1")
+    wanted = {**deploy.SETTINGS, **deploy.ARM, "LoggingConfig": function["LoggingConfig"]}
+    assert wanted.items() <= function.items()
     assert function["DurableConfig"] == {"ExecutionTimeout": 1200, "RetentionPeriodInDays": 1}
-    logging = {"LogFormat": "JSON", "ApplicationLogLevel": "INFO"}
-    assert function["LoggingConfig"].items() >= logging.items()
-    assert (function["Runtime"], function["Architectures"]) == ("python3.13", ["arm64"])
-    assert (function["Handler"], function["MemorySize"]) == ("app.handler", 256)
     assert function["Role"].endswith(f":role/{deploy.ROLE_NAME}")
+    aws.code = BUILD_ZIP()
+    deploy.deploy()
+    assert not {CODE, CONFIGURATION} & set(aws.calls)
 
 
-@pytest.mark.parametrize(
-    ("settings", "code", "updates"),
-    [
-        ({}, FIRST, set()),
-        ({}, CHANGED, {"UpdateFunctionCode"}),
-        ({"DurableConfig": {"ExecutionTimeout": 60}}, FIRST, {"UpdateFunctionConfiguration"}),
-        ({"MemorySize": 512, "LoggingConfig": {"LogFormat": "Text"}}, CHANGED, UPDATES),
-    ],
-)
-def test_running_again_updates_what_differs_and_keeps_old_versions(
-    aws: Aws, settings: Any, code: bytes, updates: set[str]
-) -> None:
-    deploy.main()
-    first, before = aws.versions()["1"], aws.function()
-    aws.configure(**settings)
-    aws.code = code
+RERUNS = [
+    *(({}, FIRST, set()), ({}, CHANGED, {CODE})),
+    *(({s: v}, FIRST, {CONFIGURATION}) for s, v in (("MemorySize", 512), ("Timeout", 3))),
+    ({"LoggingConfig": {"LogFormat": "Text"}}, CHANGED, {CODE, CONFIGURATION}),
+]
+
+
+@pytest.mark.parametrize("rerun", RERUNS, ids=range(5))
+def test_running_again_updates_what_differs_alone(aws: Aws, capsys: Any, rerun: Any) -> None:
+    settings, code, updates = rerun
+    deploy.deploy()
+    first, aws.code = aws.versions()["1"], code
+    if settings:
+        aws.configure(**settings)
     aws.calls.clear()
-    aws.capsys.readouterr()
-    deploy.main()
-
-    assert UPDATES & set(aws.calls) == updates
-    assert ("変わっていません" in aws.capsys.readouterr().out) == (not updates)
+    capsys.readouterr()
+    deploy.deploy()
+    assert {CODE, CONFIGURATION, "CreateFunction"} & set(aws.calls) == updates
+    assert ("変わっていません" in capsys.readouterr().out) == (not updates)
+    assert ("2" in aws.versions()) == bool(updates)
     assert aws.versions()["1"] == first
-    assert ("2" in aws.versions()) >= (code is CHANGED)
-    after = aws.function()
-    assert {key: after[key] for key in settings} == {key: before[key] for key in settings}
-    assert after["CodeSha256"] == digest(code)
 
 
 def test_zip_holds_app_and_the_sdk_and_nothing_else() -> None:
-    with zipfile.ZipFile(io.BytesIO(deploy.build_zip())) as archive:
+    with zipfile.ZipFile(io.BytesIO(BUILD_ZIP())) as archive:
+        assert archive.read("app.py") == (deploy.ROOT / "app.py").read_bytes()
         names, entries = archive.namelist(), archive.infolist()
-        assert archive.read("app.py") == (ROOT / "app.py").read_bytes()
-    assert {name.split("/")[0] for name in names} == {"app.py", "aws_durable_execution_sdk_python"}
-    assert all(name.endswith(".py") for name in names)
     assert names == sorted(names)
-    assert {(e.date_time, e.compress_type, e.external_attr >> 16) for e in entries} == {
-        ((1980, 1, 1, 0, 0, 0), zipfile.ZIP_STORED, 0o100644)
-    }
+    assert {name.split("/")[0] for name in names} == {"app.py", "aws_durable_execution_sdk_python"}
+    assert {(e.filename[-3:], e.external_attr >> 16) for e in entries} == {(".py", 0o100644)}
 
 
 # ---- 途中で止まる、待つ、同時に動く ----------------------------------------------------
 
 
-@pytest.mark.parametrize("deployed_before", [False, True])
-def test_killed_at_any_call_and_run_again_ends_as_if_it_had_not_been(
-    aws: Aws, deployed_before: bool
-) -> None:
-    def start() -> None:
+def test_killed_at_any_call_and_run_again_ends_as_if_it_had_not_been(aws: Aws) -> None:
+    def start(deployed_before: bool) -> None:
         aws.take_new_name()
+        aws.code, aws.killed_at = CHANGED, 0
         if deployed_before:
-            aws.code = OTHER
-            deploy.main()
+            deploy.deploy()
             aws.configure(MemorySize=512)
-            aws.code = FIRST
+        aws.code = FIRST
         aws.calls.clear()
 
-    start()
-    deploy.main()
-    wanted, calls = aws.versions(), list(aws.calls)
-    assert len(calls) >= 5
-    for number, name in enumerate(calls, start=1):
-        start()
-        aws.killed_at = number
-        with pytest.raises(BaseException, match="killed"):
-            deploy.main()
-        aws.killed_at = 0
-        deploy.main()
-        assert aws.versions() == wanted, name
+    for deployed_before in (False, True):
+        start(deployed_before)
+        deploy.deploy()
+        wanted, calls = aws.versions(), list(aws.calls)
+        for number, name in enumerate(calls, start=1):
+            start(deployed_before)
+            aws.killed_at = number
+            with pytest.raises(BaseException, match="killed"):
+                deploy.deploy()
+            deploy.deploy()
+            assert aws.versions() == wanted, name
 
 
-def answer(status: int, body: str, code: str = "") -> AWSResponse:
-    """HTTP の応答。"""
-    headers = {"x-amzn-errortype": code} if code else {}
-    return AWSResponse("", status, headers, Mock(stream=lambda: [body.encode()]))
+def test_new_role_is_waited_for_one_minute(aws: Aws, capsys: Any) -> None:
+    cannot: Any = {"Error": {"Code": "Invalid", "Message": "The role cannot be assumed."}}
+    refusal = ClientError(cannot, "CreateFunction")
+    assert deploy.when_role_is_ready(Mock(side_effect=[refusal, "created"])) == "created"
+    assert "伝播を待っています" in capsys.readouterr().out
+    with pytest.raises(ClientError, match="cannot be assumed"):
+        deploy.when_role_is_ready(Mock(side_effect=refusal))
+    assert aws.slept == 65
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_every_call_may_be_throttled_or_lose_its_answer_once(aws: Aws, lost: bool) -> None:
-    failed: list[str] = []
-    throttled = "<ErrorResponse><Error><Code>Throttling</Code></Error></ErrorResponse>"
-
-    def fail_once(request: Any, event_name: str, **_: Any) -> Any:
-        if event_name in failed:
-            return None
-        failed.append(event_name)
-        if not lost:
-            return answer(429, throttled, "TooManyRequestsException")
-        URLLib3Session().send(request)
-        return answer(500, "")
-
-    aws.events.register("before-send", fail_once)
-    deploy.main()
-    assert len(failed) == 4
-    aws.configure(MemorySize=512)
-    aws.code = CHANGED
-    failed.clear()
-    deploy.main()
-    assert len(failed) == 6
-    assert sorted(aws.versions()) == ["$LATEST", "1", "2"]
-
-
-UNSEEN = ("InvalidParameterValueException", "The role cannot be assumed by Lambda.")
-CONFLICT = ("ResourceConflictException", "in progress")
-
-
-@pytest.mark.parametrize(
-    ("operation", "error", "waiting"),
-    [
-        ("CreateFunction", UNSEEN, "伝播を待っています"),
-        ("UpdateFunctionCode", CONFLICT, "進行中の更新"),
-        ("PublishVersion", CONFLICT, "進行中の更新"),
-    ],
-)
-def test_what_passes_by_itself_is_waited_for_one_minute(
-    aws: Aws, operation: str, error: tuple[str, str], waiting: str
-) -> None:
-    if operation != "CreateFunction":
-        deploy.main()
-        aws.code = CHANGED
-    aws.answers[operation] = [refusal(*error)] * 99
-    sentence = aws.failure()
-    assert "1 分待ちました" in sentence
-    assert sentence.endswith(f"（{': '.join(error)}）")
-    assert 60 <= aws.slept <= 70
-    aws.answers[operation] = [refusal(*error)] * 2
-    deploy.main()
-    assert aws.capsys.readouterr().out.count(waiting) == 2
-    assert "1" in aws.versions()
-
-
-@pytest.mark.parametrize("busy", [{"State": "Pending"}, {"LastUpdateStatus": "InProgress"}])
-def test_unsettled_function_is_waited_for_two_minutes(aws: Aws, busy: dict[str, str]) -> None:
-    deploy.main()
-    aws.code = CHANGED
-    aws.calls.clear()
-    unsettled = aws.function() | busy
-    aws.answers["GetFunctionConfiguration"] = [unsettled] * 99
-    assert "もう一度実行してください" in aws.failure()
-    assert 110 <= aws.slept <= 120
-    assert not UPDATES & set(aws.calls)
-    aws.answers["GetFunctionConfiguration"] = [unsettled] * 2
-    deploy.main()
-    assert sorted(aws.versions()) == ["$LATEST", "1", "2"]
-
-
-@pytest.mark.parametrize("status", ["State", "LastUpdateStatus"])
-def test_failed_function_is_updated_and_explained_if_that_does_not_help(
-    aws: Aws, status: str
-) -> None:
-    deploy.main()
-    failed = {status: "Failed", f"{status}Reason": "No key", f"{status}ReasonCode": "InvalidKey"}
-    answers = [aws.function() | failed] * 2
-    aws.answers["GetFunctionConfiguration"] = list(answers)
-    assert aws.failure().endswith("もう一度実行してください。（InvalidKey: No key）")
-    conflict = refusal("ResourceConflictException", "It is in the following state: Failed")
-    aws.answers = {"GetFunctionConfiguration": list(answers), "UpdateFunctionCode": [conflict]}
-    assert "InvalidKey" in aws.failure()
-    assert aws.slept == 0
-    aws.answers["GetFunctionConfiguration"] = answers[:1]
-    aws.calls.clear()
-    deploy.main()
-    assert set(aws.calls) >= UPDATES
+def test_update_in_progress_is_waited_for_and_a_failed_one_says_why(aws: Aws) -> None:
+    deploy.deploy()
+    why = {"LastUpdateStatusReason": "The key is disabled."}
+    answers = [{"LastUpdateStatus": "InProgress"}, {"LastUpdateStatus": "Failed", **why}]
+    ok = Mock(status_code=200)
+    aws.on("before-call.lambda.GetFunction", lambda **_: (ok, {"Configuration": answers.pop(0)}))
+    with pytest.raises(botocore.waiter.WaiterError) as stopped:
+        deploy.deploy()
+    assert deploy.explain(stopped.value).endswith("The key is disabled.）")
 
 
 def test_two_deploys_at_once_never_publish_the_code_of_each_other(aws: Aws) -> None:
-    def overtake(**_: Any) -> None:
-        assert aws.function()["CodeSha256"] == digest(FIRST)
-        aws.functions.update_function_code(FunctionName=deploy.FUNCTION_NAME, ZipFile=OTHER)
-
-    aws.account.create(OTHER, FunctionName=deploy.FUNCTION_NAME)
-    aws.events.register("before-call.lambda.PublishVersion", overtake)
-    assert "ほかの人が同じ関数をデプロイしています。しばらく" in aws.failure()
-    assert sorted(aws.versions()) == ["$LATEST", "1"]
-    aws.events.unregister("before-call.lambda.PublishVersion", overtake)
-    deploy.main()
-    assert aws.versions()["2"][0] == digest(FIRST)
+    other, name = aws.functions.update_function_code, aws.name
+    aws.on("before-call.lambda.PublishVersion", lambda **_: other(**name, ZipFile=CHANGED) and None)
+    with pytest.raises(ClientError, match="InvalidParameterValueException"):
+        deploy.deploy()
+    assert list(aws.versions()) == ["$LATEST"]
 
 
-# ---- 周囲の誤り --------------------------------------------------------------------
+# ---- 失敗を 1 文で ------------------------------------------------------------------
 
-
-def profile(text: str) -> dict[str, str | None]:
-    keys = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
-    return {**keys, ".aws/config": f"[default]\n{text}\n"}
-
-
-NOBODY = "http://127.0.0.1:1"
-ROLE = "role_arn = arn:aws:iam::123456789012:role/r\n"
-KEYS = "aws_access_key_id = a\naws_secret_access_key = b\n"
-NOT_FOUND = "認証情報を取得できません。AWS_PROFILE などの設定を確認してください。（FileNotFound"
+NO_KEYS = dict.fromkeys(["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], "")
+NO_KEYS |= {"AWS_EC2_METADATA_DISABLED": "true"}
+NOBODY = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
 
 
 @pytest.mark.parametrize(
-    ("odd", "words"),
+    ("env", "words"),
     [
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "認証情報がない"),
-        ({"AWS_SESSION_TOKEN": "secret\n"}, "読み取れません。.+: Invalid header value …）"),
-        ({"AWS_PROFILE": "nobody"}, "AWS_PROFILE などの設定を確認してください。（ProfileNotFound"),
-        ({"AWS_CONFIG_FILE": __file__}, "設定を確認してください。（ConfigParseError"),
-        ({"AWS_DEFAULT_REGION": ""}, "リージョンが未設定か、正しくありません"),
-        ({"AWS_DEFAULT_REGION": "ap-northeast-1 "}, "リージョンが未設定か、正しくありません"),
-        ({"AWS_ENDPOINT_URL": "127.0.0.1:4566"}, "AWS_ENDPOINT_URL を http://"),
-        ({"AWS_ENDPOINT_URL": "ftp://127.0.0.1"}, "AWS_ENDPOINT_URL を http://"),
-        ({"AWS_ENDPOINT_URL": NOBODY}, "AWS に接続できません。リージョン、ネットワーク、プロキシ"),
-        ({"HTTP_PROXY": NOBODY}, "確認し、もう一度実行してください。（ProxyConn"),
-        ({"FUNCTION_NAME": "order-processing-durable-注文"}, "FUNCTION_NAME"),
-        ({"FUNCTION_NAME": "order-processing-durable2"}, "durable-policy.json"),
-        ({"FUNCTION_NAME": "my-order-processing-durable"}, "durable-policy.json"),
-        ({"ROLE_NAME": "no-such-role"}, "ロールの作成」を実行してください。（NoSuchEntity"),
-        (profile("credential_process = /no/such/program"), NOT_FOUND),
-        (profile("credential_process = false"), "設定を確認してください。（CredentialRetrieval"),
-        (profile(f"{ROLE}source_profile = nobody"), "設定を確認してください。（InvalidConfig"),
-        ({"durable-policy.json": "\xff"}, "ファイルか出力を読み書きできません"),
-        ({"requirements.txt": None}, "ファイルか出力を読み書きできません"),
-        ({"requirements.txt": "boto3\n"}, "requirements.txt に SDK の行がありません"),
-        ({"requirements.txt": f"{deploy.SDK}==2.0.0\n"}, "requirements.txt の 2.0.0 と違います"),
-        ({"app.py": "def handler(\n"}, "app.py を読み込めません。原因を取り除いて"),
-        ({"app.py": ""}, "EXECUTION_TIMEOUT"),
+        (
+            {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+            "認証情報がありません。",
+        ),
+        ({"AWS_DEFAULT_REGION": ""}, "リージョンが設定されていません。"),
+        (NOBODY, r"接続できません。.+ローカル AWS.+（EndpointConnectionError: Could not"),
+        ({"ROLE_NAME": "no-role"}, r"ロール no-role がありません。README の手順 1.+（NoSuchEntity"),
+        ({"FUNCTION_NAME": "order-processing-durablesato"}, "durablesato には.+SUFFIX を -sato"),
+        ({"FUNCTION_NAME": "other"}, "SUFFIX を -sato"),
+        ({"AWS_ENDPOINT_URL": "localhost"}, "（ValueError: Invalid endpoint"),
+        ({"AWS_PROFILE": "nobody"}, "（ProfileNotFound: The config profile"),
     ],
 )
-def test_odd_surroundings_get_one_sentence(
-    aws: Aws, tmp_path: Path, monkeypatch: Any, odd: dict[str, Any], words: str
-) -> None:
-    for name in ("app.py", "durable-policy.json", "requirements.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    monkeypatch.setattr(deploy, "ROOT", tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "app", raising=False)
-    for name, value in odd.items():
-        if name in ("FUNCTION_NAME", "ROLE_NAME"):
-            monkeypatch.setattr(deploy, name, value)
-        elif "." not in name:
-            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
-        elif value is None:
-            (tmp_path / name).unlink()
-        else:
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text(value, "latin-1")
-    assert re.search(words, aws.failure())
+def test_likely_failure_is_one_sentence_with_its_cause(aws: Aws, env: Any, words: str) -> None:
+    assert re.search(words, only_sentence(run(env=env)))
 
 
-NO_OUTPUT = "ファイルか出力を読み書きできません。.+（{}: .+）"
-PLACES = [
-    (lambda: os.close(1), {}, NO_OUTPUT.format("OSError")),
-    (lambda: os.dup2(os.pipe()[1], 1), {}, NO_OUTPUT.format("BrokenPipeError")),
-    (None, {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, ".+（EOFError: ）"),
-]
-
-
-@pytest.mark.parametrize(("first", "keys", "sentence"), PLACES, ids=["closed", "pipe", "MFA"])
-def test_start_that_can_neither_show_nor_ask_ends_with_one_sentence(
-    aws: Aws, tmp_path: Path, first: Any, keys: dict[str, str], sentence: str
-) -> None:
-    mfa = f"[default]\n{ROLE}source_profile = keys\nmfa_serial = me\n"
-    (tmp_path / "config").write_text(f"{mfa}[profile keys]\n{KEYS}")
-    keys = keys | {"AWS_CONFIG_FILE": str(tmp_path / "config")}
-    done = run_deploy(keys, preexec_fn=first)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(f"{sentence}\n", done.stderr)
-
-
-def test_python_without_boto3_gets_one_sentence() -> None:
-    missing = r"boto3 がインストールされていません。.+requirements.txt.+\n"
-    assert re.fullmatch(missing, run_deploy({}, "-S").stderr)
-
-
-@pytest.mark.parametrize(
-    ("changed", "words", "calls"),
-    [
-        ((metadata, "files", lambda name: None), "RECORD", ["GetRole"]),
-        ((StructureShape, "members", {}), "DurableConfig", []),
-        ((deploy, "role_arn", Mock(side_effect=KeyboardInterrupt)), "もう一度実行すると、", []),
-    ],
-)
-def test_nothing_is_created_without_an_sdk_or_after_ctrl_c(
-    aws: Aws, changed: Any, words: str, calls: list[str]
-) -> None:
-    aws.monkeypatch.setattr(deploy, "build_zip", BUILD_ZIP)
-    aws.monkeypatch.setattr(*changed)
-    assert words in aws.failure()
-    assert aws.calls == calls
-
-
-def test_fault_of_deploy_itself_keeps_its_traceback(aws: Aws, monkeypatch: Any) -> None:
-    monkeypatch.delattr(deploy, "settled")
-    with pytest.raises(NameError):
-        deploy.main()
-
-
-# ---- 拒否、AWS ではない応答、ほかの人のもの ------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("operation", "code", "message", "words"),
-    [
-        ("GetRole", "ExpiredToken", "expired", "有効期限が切れています"),
-        ("GetRole", "SignatureDoesNotMatch", "Signature expired: 2020 is now", "時刻が違います"),
-        ("GetRole", "InvalidClientTokenId", "invalid", "認証情報かリージョンが正しくありません"),
-        ("GetRole", "Throttling", "Rate exceeded", "混み合っています"),
-        ("GetRole", "Teapot", "short and stout", "AWS API の呼び出しに失敗しました"),
-        ("CreateFunction", "InvalidSignatureException", "Signature not yet current", "時刻が"),
-        ("CreateFunction", "AccessDeniedException", "x to perform: iam:PassRole", "PassRole の"),
-        ("CreateFunction", "ServiceQuotaExceededException", "quota", "クォータ"),
-        ("CreateFunction", "CodeStorageExceededException", "limit", "クォータ"),
-        ("GetFunctionConfiguration", "ResourceNotFoundException", "gone", "完了していない"),
-        ("PublishVersion", "AccessDeniedException", "", "PublishVersion の権限がありません"),
-    ],
-)
-def test_refusal_by_aws_gets_one_sentence_that_ends_with_its_name(
-    aws: Aws, operation: str, code: str, message: str, words: str
-) -> None:
-    aws.answers[operation] = [refusal(code, message)]
-    sentence = aws.failure()
-    assert words in sentence
-    assert f"（{code}: {message.removeprefix('x to perform: ')}" in sentence
-
-
-@pytest.mark.parametrize("operation", ["GetRole", "GetFunctionConfiguration", "PublishVersion"])
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [(200, ""), (200, '{"FunctionNa'), (302, "<html><p>Login</html>"), (404, "{}")],
-)
-def test_nothing_is_concluded_from_half_an_answer(
-    aws: Aws, operation: str, status: int, body: str
-) -> None:
-    half = f"before-send.*.{operation}"
-    aws.events.register(half, lambda **_: answer(status, body))
-    assert "AWS からの応答が途中までか、AWS 以外からの応答です" in aws.failure()
-
-
-LAMBDA = json.loads((ROOT / "trust-policy.json").read_text("utf-8"))["Statement"][0]
-ELSEWHERE = {"StringNotEquals": {"aws:SourceAccount": "123456789012"}}
-
-
-@pytest.mark.parametrize(
-    ("statement", "trusted"),
-    [
-        (LAMBDA, True),
-        ([LAMBDA | {"Principal": {"Service": ["ec2", "lambda.amazonaws.com"]}}], True),
-        ([LAMBDA, LAMBDA | {"Effect": "Deny", "Condition": ELSEWHERE}], True),
-        ([LAMBDA, LAMBDA | {"Effect": "Deny"}], False),
-        ([LAMBDA, LAMBDA | {"Effect": "Deny", "Principal": "*"}], False),
-        ([LAMBDA | {"Principal": {"Service": "edgelambda.amazonaws.com"}}], False),
-    ],
-)
-def test_role_that_lambda_may_not_assume_gets_the_command_that_mends_it(
-    aws: Aws, statement: Any, trusted: bool
-) -> None:
-    document = json.dumps({"Statement": statement})
-    aws.answers["GetRole"] = [{"Role": {"Arn": "arn", "AssumeRolePolicyDocument": document}}]
-    if trusted:
-        assert deploy.role_arn(aws.session.client("iam")) == "arn"
-    else:
-        command = (
-            f"aws iam update-assume-role-policy --role-name {deploy.ROLE_NAME} --policy-document"
-        )
-        assert f"{command} file://trust-policy.json を実行してください" in aws.failure()
+@pytest.mark.parametrize("code", ["ExpiredToken", "AccessDenied", "ExpiredAccessDenied"])
+def test_refusal_is_known_by_its_exact_name_and_its_reason_is_kept(code: str) -> None:
+    why = "x is not authorized to perform: iam:PassRole with an explicit deny in an SCP"
+    known = {"ExpiredToken": "認証情報の期限切れです", "AccessDenied": "権限がありません"}
+    for name in (code, f"{code}Exception"):
+        sentence = deploy.explain(ClientError({"Error": {"Code": name, "Message": why}}, "GetRole"))
+        assert sentence.startswith(known.get(code, "AWS から結果を得られませんでした。"))
+        assert sentence.endswith(f"（{name}: {why}）")
 
 
 def test_function_that_is_not_durable_is_left_to_its_owner(aws: Aws) -> None:
-    aws.account.create(OTHER, FunctionName=deploy.FUNCTION_NAME, DurableConfig=None)
-    sentence = aws.failure()
-    command = f"aws lambda delete-function --function-name {deploy.FUNCTION_NAME} "
-    assert sentence.index("FUNCTION_NAME を変える") < sentence.index(command)
-    assert not UPDATES & set(aws.calls)
+    aws.account.create(FIRST, **aws.name, DurableConfig=None)
+    with pytest.raises(SystemExit, match=r"durable ではありません。SUFFIX を変えて"):
+        deploy.deploy()
+    assert aws.calls == ["GetRole", "GetFunctionConfiguration", "GetFunction"]
+
+
+ODD = [
+    *(("GetRole", 200, "<p>Login"), ("CreateFunction", 200, "<p>Login"), (CODE, 200, "{}")),
+    *(("GetFunctionConfiguration", 200, "{}"), ("GetFunctionConfiguration", 404, "<p>No")),
+    *((CONFIGURATION, 200, '{"Funct'), ("PublishVersion", 302, "<p>Moved")),
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_nothing_is_claimed_that_aws_has_not_said(aws: Aws, capsys: Any, odd: Any) -> None:
+    operation, status, body = odd
+    if operation not in ("GetRole", "CreateFunction"):
+        deploy.deploy()
+        aws.configure(MemorySize=512 if operation == CONFIGURATION else 256)
+        aws.code = CHANGED if operation == CODE else FIRST
+    capsys.readouterr()
+    answer = AWSResponse("", status, {}, Mock(stream=lambda: [body.encode()]))
+    aws.on(f"before-send.*.{operation}", lambda **_: answer)
+    with pytest.raises(Exception) as stopped:  # noqa: PT011 何が応答しても
+        deploy.deploy()
+    assert "\n" not in deploy.explain(stopped.value)
+    assert not re.search("作成しま|更新しま|呼び出せ", capsys.readouterr().out)
+
+
+def test_silent_server_is_given_up_within_a_minute(aws: Aws) -> None:
+    client, limits = boto3.client, {}
+    aws.monkeypatch.setattr(boto3, "client", lambda s, **o: limits.update(o) or client(s, **o))
+    silent = Mock(side_effect=ReadTimeoutError(endpoint_url=""))
+    aws.monkeypatch.setattr("botocore.httpsession.URLLib3Session.send", silent)
+    with pytest.raises(ReadTimeoutError):
+        deploy.deploy()
+    assert silent.call_count * limits["config"].read_timeout <= 60
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("app.py", "\n\nLIMIT = Duration\n", "app.py の 3 行目.+（NameError: .*'Duration'"),
+        ("app.py", "def handler(\n", "（SyntaxError: .*line 1"),
+        ("boto3.py", "import os\nos.kill(os.getpid(), 2)\n", "中断しました。"),
+        ("boto3.py", "import nowhere\n", "「準備」.+（ModuleNotFoundError: .*'nowhere'"),
+    ],
+)
+def test_failing_import_is_one_sentence(tmp_path: Path, file: str, text: str, words: str) -> None:
+    for name in ("app.py", "deploy.py"):
+        shutil.copy(deploy.ROOT / name, tmp_path)
+    (tmp_path / file).write_text(text)
+    assert re.search(words, only_sentence(run(folder=tmp_path)))
+
+
+def test_any_argument_is_answered_and_deploys_nothing() -> None:
+    assert "引数はありません" in only_sentence(run("--help", env=NOBODY))

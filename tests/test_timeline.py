@@ -171,8 +171,8 @@ HOW, UNKNOWN = "実行の ARN を 1 つ指定してください: ", "その ARN 
         ([NOBODY, NOBODY], {}, HOW),
         ([""], {}, UNKNOWN),
         ([NOBODY], {}, UNKNOWN),
-        ([NOBODY], {"AWS_ENDPOINT_URL": "localhost"}, "AWS_ENDPOINT_URL を"),
-        ([NOBODY], {"AWS_PROFILE": "nobody"}, "AWS の認証情報を取得できません。"),
+        ([NOBODY], {"AWS_ENDPOINT_URL": "localhost"}, "AWS から結果を"),
+        ([NOBODY], {"AWS_PROFILE": "nobody"}, "AWS から結果を"),
     ],
 )
 def test_failure_of_the_command_is_one_sentence(

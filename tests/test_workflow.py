@@ -196,7 +196,7 @@ def test_retry_backs_off_with_jitter_up_to_a_cap() -> None:
 
 
 def test_longest_way_fits_the_execution_timeout() -> None:
-    slowest_attempt = deploy.desired_settings("role")["Timeout"]
+    slowest_attempt = deploy.SETTINGS["Timeout"]
     attempts = app.RETRY.max_attempts
     slowest_step = attempts * slowest_attempt + (attempts - 1) * app.RETRY.max_delay_seconds
     asked_outside = ["ask_approver", "pay", "cancel_payment", "notify"]

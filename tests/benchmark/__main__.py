@@ -55,7 +55,7 @@ def show_orders(ours: Sequence[Cost], theirs: Sequence[Cost]) -> None:
 
 
 def show_prices(ours: Sequence[Cost], theirs: Sequence[Cost]) -> None:
-    settings = deploy.desired_settings("role")
+    settings = deploy.SETTINGS
     memory, days = settings["MemorySize"], settings["DurableConfig"]["RetentionPeriodInDays"]
     columns = []
     for flow, *costs in zip(SHOWN, ours, theirs, strict=True):

@@ -67,8 +67,9 @@ class Account:
 
     def create(self, code: bytes, role: str | None = None, **changes: Any) -> str:
         """deploy.py と同じ設定で関数を作成し、バージョン 1 を発行する。None を渡した設定は省く。"""
-        settings = {
-            **deploy.desired_settings(role or self.role()),
+        settings: dict[str, Any] = {
+            **deploy.SETTINGS,
+            "Role": role or self.role(),
             "FunctionName": f"order-processing-durable-{uuid.uuid4().hex[:8]}",
             "Code": {"ZipFile": code},
             **changes,

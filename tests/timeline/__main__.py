@@ -1,7 +1,6 @@
 """`python -m tests.timeline "$ARN"`: 実行の履歴を AWS かローカル AWS から読み、図にする。"""
 
 import io
-import re
 import signal
 import sys
 from datetime import UTC, datetime
@@ -16,7 +15,8 @@ from tests.timeline import draw
 
 USAGE = '実行の ARN を 1 つ指定してください: .venv/bin/python -m tests.timeline "$ARN"'
 NO_SUCH_ORDER = "その ARN の実行が見つかりません。ARN とリージョンを確認してください。"
-UNKNOWN = "（(ParamValidation|Validation|InvalidParameterValue|ResourceNotFound)"  # エラー名
+UNKNOWN = {"ParamValidationError", "ValidationException", "InvalidParameterValueException"}
+UNKNOWN |= {"ResourceNotFoundException"}
 
 
 def main() -> None:
@@ -30,8 +30,9 @@ def main() -> None:
     try:
         events = history(sys.argv[1])
     except (BotoCoreError, ClientError, ValueError) as error:
-        unknown = re.search(UNKNOWN, deploy.advice_for(error))
-        sys.exit(deploy.advice_for(error, NO_SUCH_ORDER if unknown else ""))
+        problem = deploy.explain(error)
+        name = problem.partition("（")[2].partition(":")[0]
+        sys.exit(f"{NO_SUCH_ORDER}{problem[:100]}…" if name in UNKNOWN else problem)
     print(draw(events, datetime.now(UTC)))
 
 
