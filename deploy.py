@@ -1,8 +1,7 @@
 """注文処理の Lambda 関数を boto3 でデプロイする。なければ作成し、あれば異なる部分だけを更新する。
 
 何度実行しても安全で、途中で止まっても、再実行すれば残りを処理する。何も削除しない。
-名前は環境変数 FUNCTION_NAME と ROLE_NAME、リージョンと認証情報は boto3 の通常の設定で決まる。
-"""
+名前は環境変数 FUNCTION_NAME と ROLE_NAME、リージョンと認証情報は boto3 の設定で決まる。"""
 
 import signal
 import sys
@@ -21,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 PREPARE = "README の「準備」のブロックを貼り付けてから、もう一度実行してください。"
-CHECK = "ネットワークか、ローカル AWS が起動しているかを確認してください。"
 try:
     import aws_durable_execution_sdk_python as sdk
     import boto3
     from botocore.config import Config
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import ClientError, NoRegionError
 
     from app import EXECUTION_TIMEOUT as LIMIT
 except Exception as error:  # noqa: BLE001 app.py の間違いは、どんな例外にもなる
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith("app.py")]
-    place = f"app.py の {frames[-1].lineno} 行目を修正してください。" if frames else PREPARE
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if "app.py" in f.filename]
+    line = (lines or [getattr(error, "lineno", None)])[-1]
+    place = f"app.py の {line} 行目を修正してください。" if line else PREPARE
     sys.exit(f"{place}（{type(error).__name__}: {error}）")
 
 ROOT = Path(__file__).parent
@@ -54,7 +53,7 @@ def deploy() -> None:
     if suffix[:1] not in ("", "-"):  # durable-policy.json が許可しない名前
         sys.exit(f"関数 {FUNCTION_NAME} には権限が及びません。SUFFIX を -sato の形にしてください。")
     if not boto3.Session().region_name:
-        sys.exit(f"AWS のリージョンが設定されていません。{PREPARE}")
+        raise NoRegionError
     limits = Config(connect_timeout=5, read_timeout=15, retries={"mode": "standard"})
     iam, client = (boto3.client(service, config=limits) for service in ("iam", "lambda"))
     role = iam.get_role(RoleName=ROLE_NAME)["Role"]["Arn"]
@@ -128,8 +127,9 @@ def explain(error: Exception) -> str:
     """エラーを 1 行にする。分かっている失敗には対処方法を付け、AWS の名前とメッセージで終わる。"""
     sentences = {
         "NoCredentialsError": f"AWS の認証情報がありません。{PREPARE}",
+        "NoRegionError": f"AWS のリージョンが設定されていません。{PREPARE}",
         "ExpiredToken ExpiredTokenException": "認証情報の期限切れです。取得し直してください。",
-        "EndpointConnectionError ConnectTimeoutError": f"AWS に接続できません。{CHECK}",
+        "EndpointConnectionError": "AWS に接続できません。ローカル AWS なら起動してください。",
         "NoSuchEntity": f"ロール {ROLE_NAME} がありません。README の手順 1 で作成してください。",
         "AccessDenied AccessDeniedException": "権限がありません。管理者に依頼してください。",
     }

@@ -277,7 +277,7 @@ def test_silent_server_is_given_up_within_a_minute(aws: Aws) -> None:
     ("file", "text", "words"),
     [
         ("app.py", "\n\nLIMIT = Duration\n", "app.py の 3 行目.+（NameError: .*'Duration'"),
-        ("app.py", "def handler(\n", "（SyntaxError: .*line 1"),
+        ("app.py", "def handler(\n", "app.py の 1 行目.+（SyntaxError: .*line 1"),
         ("boto3.py", "import os\nos.kill(os.getpid(), 2)\n", "中断しました。"),
         ("boto3.py", "import nowhere\n", "「準備」.+（ModuleNotFoundError: .*'nowhere'"),
     ],

@@ -371,7 +371,7 @@ def test_account_without_credentials_gets_one_sentence(folder: Path) -> None:
     env = os.environ | here
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "README の「準備」のとおりに設定してください。" in done.stderr.splitlines()[0]
+    assert "README の「準備」のブロック" in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr + done.stdout
 
 
