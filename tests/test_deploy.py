@@ -211,7 +211,7 @@ NOBODY = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
             "認証情報がありません。",
         ),
         ({"AWS_DEFAULT_REGION": ""}, "リージョンが設定されていません。"),
-        (NOBODY, r"接続できません。.+ローカル AWS.+（EndpointConnectionError: Could not"),
+        (NOBODY, r"接続できません。ローカル AWS.+（EndpointConnectionError: Could not"),
         ({"ROLE_NAME": "no-role"}, r"ロール no-role がありません。README の手順 1.+（NoSuchEntity"),
         ({"FUNCTION_NAME": "order-processing-durablesato"}, "durablesato には.+SUFFIX を -sato"),
         ({"FUNCTION_NAME": "other"}, "SUFFIX を -sato"),

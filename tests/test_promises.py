@@ -1,7 +1,14 @@
 """お客様への約束。演習「壊してみる」の変更は、それぞれこの 1 つを失敗させる。"""
 
-import pytest
+import time
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from types import SimpleNamespace
 
+import pytest
+from aws_durable_execution_sdk_python_testing.executor import Executor
+
+import app
 from tests.support.flows import RunOrder, order_of, outcome
 from tests.support.outside import OutsideServices
 
@@ -59,3 +66,27 @@ def test_a_customer_whose_payment_failed_is_not_left_charged(
             f"お客様には支払いの失敗を通知したのに、カードには {charged:,} 円が請求されたままです。"
         )
     assert told in ([], ["PAYMENT_FAILED"])
+
+
+def test_a_replay_asks_for_the_same_thing(
+    run_order: RunOrder, services: OutsideServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """請求が成立した後、記録の前に異常終了する。app.py の時計は、見るたびに 1 日進む。"""
+    monkeypatch.setattr(Executor, "RETRY_BACKOFF_SECONDS", 0)  # 非公開 API。公開の設定がない
+    days = (datetime(2026, 12, 1, tzinfo=UTC) + timedelta(days=n) for n in count())
+    clock = SimpleNamespace(time=lambda: next(days).timestamp(), sleep=time.sleep)
+    monkeypatch.setattr(app, "time", clock)
+    monkeypatch.setattr(app, "datetime", SimpleNamespace(now=lambda tz=None: next(days)))
+    services.lose_answers("charge", "C")
+    result = run_order(order_of(simulate={"payment_timeouts": 0}))
+    charges, told = services.done("charge").values(), list(services.done("notice"))
+    once = "呼び出しが 1 回異常終了しただけで、"
+    if len(charges) > 1:
+        broken(
+            f"{once}2,000 円の注文で、お客様のカードに {len(charges)} 回、"
+            f"合わせて {sum(charges):,} 円が請求されました。"
+        )
+    if result.error is not None:
+        left = "カードには請求されたまま、" if sum(charges) else ""
+        broken(f"{once}注文が失敗し、{left}お客様には何も通知されません。")
+    assert (sum(charges), told) == (2000, ["order-123-COMPLETED"])
