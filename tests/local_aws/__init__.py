@@ -6,14 +6,12 @@
     公式ランナー     durable execution、タイマー、再試行、コールバック、履歴
     ワーカー         デプロイされた zip を実行するプロセス（強制終了してもよい）
 
-Lambda の、演習で使わない操作には、未対応を示すエラーを返す。Web ページからのリクエストと、起動時に
-表示したアクセスキーで署名していないリクエストは、本文を読まずに拒否する。
+起動時に表示したアクセスキーを知らない相手（Web ページも）のリクエストは、本文を読まずに拒否する。
 AWS との違いは tests/README.md の「ローカル AWS と実際の AWS の違い」にある。
 """
 
 import os
 
-# moto は import 時にこれらを参照する。AWSLambdaBasicExecutionRole などを使えるようにし、
-# Web ページのスクリプトに応答を読ませない（CORS を無効にする）。
-os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = os.environ["MOTO_DISABLE_GLOBAL_CORS"] = "true"
+# moto は import 時にこれを参照し、AWSLambdaBasicExecutionRole などを使えるようにする。
+os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
 ACCOUNT = "123456789012"

@@ -1,6 +1,7 @@
 """`python -m tests.local_aws`: 貼り付ける export を表示し、注文の経過を 1 行ずつ表示する。"""
 
 import argparse
+import contextlib
 import io
 import os
 import signal
@@ -8,8 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import NoReturn
 
+if __package__ != "tests.local_aws":
+    sys.exit("README.md のあるフォルダーで、`python -m tests.local_aws` を実行してください。")
 try:
     from .gateway import LocalAws
 except ModuleNotFoundError as error:
@@ -29,40 +31,32 @@ unset AWS_PROFILE AWS_SESSION_TOKEN
 """
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"オプションが正しくありません（{message}）。--help で使い方を確認してください。")
-
-
 def show(text: str) -> None:
-    """出力先がなくなっても、注文の処理は続ける。"""
-    try:
+    """表示できなくても、注文の処理は続ける。"""
+    with contextlib.suppress(OSError):
         # 改行と分けて書くと、別のスレッドの行と混ざる。
         print(f"{text}\n", end="", flush=True)
-    except (OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def report(line: str) -> None:
-    show(f"{time.strftime('%H:%M:%S')}  {line}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # 表示できない文字は ? になる
-    parser = Parser(prog="python -m tests.local_aws", description="ローカル AWS")
+    parser = argparse.ArgumentParser(prog="python -m tests.local_aws", description="ローカル AWS")
     parser.add_argument("--port", type=int, default=4566, help="ポート番号（0 なら空きポート）")
     parser.add_argument(
-        "--speed", type=float, default=1, help="待機やタイムアウトの時計を進める倍率"
+        "--speed", type=float, default=1, help="待機やタイムアウトの時計の速さ（倍率）"
     )
     options = parser.parse_args(arguments)
     if not 0 < options.speed <= 10_000:
-        parser.error("--speed は 0 より大きく 10000 以下")
+        parser.error("--speed は 0 より大きく 10,000 以下にしてください")
     try:
-        aws = LocalAws(options.port, options.speed, report)
-    except (OSError, OverflowError) as error:
-        cure = "--port で別の番号を指定してください。"
-        sys.exit(f"ポート {options.port} は使用できません（{error}）。{cure}")
+        aws = LocalAws(
+            options.port, options.speed, lambda line: show(f"{time.strftime('%H:%M:%S')}  {line}")
+        )
+    except OSError as error:
+        why, cure = os.strerror(error.errno or 0), "--port で別の番号を指定してください。"
+        cure = f"ローカル AWS が起動したままでないか確認するか、{cure}"
+        sys.exit(f"ポート {options.port} は使用できません（{why}）。{cure}")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())

@@ -14,7 +14,7 @@ class AwsError(Exception):
 
 def beyond(what: str) -> AwsError:
     """この演習では対応していない操作のエラー。"""
-    return AwsError(501, "NotImplementedException", f"ローカル AWS は {what} に対応していません。")
+    return AwsError(501, "NotImplementedException", f"ローカル AWS は、{what}に対応していません。")
 
 
 def in_aws_terms(error: Exception) -> tuple[int, str, str]:
@@ -25,8 +25,6 @@ def in_aws_terms(error: Exception) -> tuple[int, str, str]:
             return error.http_status_code, str(error.to_dict().get("Type")), str(error)
         case JsonRESTError():  # moto
             return error.code, error.error_type, error.message
-        case NotImplementedError():  # moto
-            return 501, "NotImplementedException", str(error)
         case ValueError():
             return 400, "InvalidParameterValueException", str(error)
     return 500, "ServiceException", repr(error)

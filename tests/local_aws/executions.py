@@ -18,7 +18,6 @@ from aws_durable_execution_sdk_python_testing.exceptions import AwsApiException
 from aws_durable_execution_sdk_python_testing.execution import Execution
 from aws_durable_execution_sdk_python_testing.invoker import InvokeResponse, LambdaInvoker
 from aws_durable_execution_sdk_python_testing.stores.memory import InMemoryExecutionStore
-from aws_durable_execution_sdk_python_testing.threads import DaemonThreadPool
 from aws_durable_execution_sdk_python_testing.token import CallbackToken
 from aws_durable_execution_sdk_python_testing.worker.registry import ExecutionRegistry
 
@@ -26,7 +25,7 @@ from tests.local_run.runner import ClockScheduler, OrderClock, ReliableExecutor
 
 from . import ACCOUNT
 from .errors import AwsError
-from .functions import Function, check_arn, find_function, named
+from .functions import Function, find_function, qualifier_in
 from .workers import FunctionError, Workers
 
 Params = dict[str, Any]  # Region は、署名のリージョン
@@ -79,14 +78,9 @@ class Executions(LambdaInvoker):
             scheduler=self.scheduler,
             invoker=self,
             checkpoint_processor=CheckpointProcessor(self.store, self.scheduler),
-            # 関数の Timeout はワーカー側で適用する。ここは順番待ちの時間も含むので長めにする。
-            invocation_timeout_seconds=86_400,
             registry=self.registry,
             clock=clock,
         )
-        # ランナーの同時呼び出し数は CPU 数 + 4 件までで、増やす公開 API がない。順番待ちが長いと、
-        # 待機の終了が呼び出しの終了より先に記録される。
-        self.executor._invocation_pool = DaemonThreadPool(max_workers=12)
         self.lock = threading.Lock()
         self.scheduler.start()  # type: ignore[no-untyped-call]
 
@@ -118,14 +112,13 @@ class Executions(LambdaInvoker):
 
     def start(self, function: Function, name: str, payload: str) -> Execution:
         """実行名と入力が同じなら既存の実行を返す。実行名が同じで入力が違えば拒否する。"""
-        config = function.durable_config or {}
         asked = model.StartDurableExecutionInput(
             account_id=ACCOUNT,
             function_name=function.function_name,
             function_qualifier=str(function.version),
             execution_name=name,
-            execution_timeout_seconds=config["ExecutionTimeout"],
-            execution_retention_period_days=config["RetentionPeriodInDays"],
+            execution_timeout_seconds=function.durable_config["ExecutionTimeout"],
+            execution_retention_period_days=1,  # 停止するまで保持する
             trace_fields={"function": function},
             input=payload,
         )
@@ -141,26 +134,27 @@ class Executions(LambdaInvoker):
             raise AwsError(409, "DurableExecutionAlreadyStartedException", message)
         return execution
 
-    def describe(self, params: Params) -> dict[str, Any]:
-        return self.executor.get_execution_details(params["DurableExecutionArn"]).to_dict()
-
     def history(self, params: Params) -> dict[str, Any]:
         arn = params["DurableExecutionArn"]
         events = self.executor.get_execution_history(arn, True, max_items=2**31).events
         written = as_aws_writes(events, self.store.load(arn))
-        return page("Events", "EventId", written, params)
+        return {"Events": written[:: -1 if params.get("ReverseOrder") else 1]}
 
     def list(self, params: Params) -> dict[str, Any]:
         """ランナーの一覧はバージョンや複数の Status で絞り込めないので、ここで行う。"""
-        function, (_, version) = find_function(params), named(params)
+        function, version = find_function(params), qualifier_in(params)
         found = [
             model.Execution.from_execution(execution, status(execution), function.region).to_dict()
-            for execution in reversed(self.store.list_all())  # 新しい順
+            for execution in self.store.list_all()
             if function_of(execution).identity == function.identity
             and version in (None, execution.start_input.function_qualifier)
             and params.get("DurableExecutionName") in (None, execution.start_input.execution_name)
+            and status(execution) in (params.get("Statuses") or [status(execution)])
         ]
-        return page("DurableExecutions", "DurableExecutionArn", found, params)
+        return {"DurableExecutions": found if params.get("ReverseOrder") else found[::-1]}
+
+    def describe(self, params: Params) -> dict[str, Any]:
+        return self.executor.get_execution_details(params["DurableExecutionArn"]).to_dict()
 
     def stop(self, params: Params) -> dict[str, Any]:
         arn = params["DurableExecutionArn"]
@@ -180,18 +174,16 @@ class Executions(LambdaInvoker):
     def answer(self, params: Params, kind: str, *answer: Any) -> dict[str, Any]:
         """存在しないコールバックと、すでに完了したコールバックへの応答を拒否する。"""
         callback_id = params["CallbackId"]
-        with self.lock:  # 同時に届いた 2 つの応答も、1 つだけが通る
-            try:
-                execution = self.store.load(CallbackToken.from_str(callback_id).execution_arn)
-                _, operation = execution.find_callback_operation(callback_id)
-                check_arn(params | {"Arn": execution.durable_execution_arn}, "Arn")
-            except (ValueError, KeyError, TypeError, AwsApiException) as error:
-                message = "The callback does not exist."
-                raise AwsError(404, "ResourceNotFoundException", message) from error
-            if execution.is_complete or operation.status.value != "STARTED":
-                message = "The callback has already been closed."
-                raise AwsError(400, "CallbackTimeoutException", message)
-            getattr(self.executor, f"send_callback_{kind}")(callback_id, *answer)
+        try:
+            execution = self.store.load(CallbackToken.from_str(callback_id).execution_arn)
+            _, operation = execution.find_callback_operation(callback_id)
+        except (ValueError, KeyError, TypeError, AwsApiException) as error:
+            message = "The callback does not exist."
+            raise AwsError(404, "ResourceNotFoundException", message) from error
+        if execution.is_complete or operation.status.value != "STARTED":
+            message = "The callback has already been closed."
+            raise AwsError(400, "CallbackTimeoutException", message)
+        getattr(self.executor, f"send_callback_{kind}")(callback_id, *answer)
         return {}
 
 
@@ -237,23 +229,9 @@ def as_aws_writes(events: list[model.Event], execution: Execution) -> list[dict[
     return written
 
 
-def page(key: str, name: str, items: list[Any], params: Params) -> dict[str, Any]:
-    """Marker は最後に返した項目を指すので、間に実行が始まっても終わっても、抜けも重複もない。"""
-    if params.get("ReverseOrder"):
-        items = items[::-1]
-    if marker := params.get("Marker"):
-        items = items[[str(item[name]) for item in items].index(marker) + 1 :]
-    if statuses := params.get("Statuses"):
-        items = [item for item in items if item["Status"] in statuses]
-    size = params.get("MaxItems") or 100
-    following = {"NextMarker": str(items[size - 1][name])} if len(items) > size else {}
-    return {key: items[:size], **following}
-
-
 def result_in(params: Params) -> bytes:
-    result: bytes = params.get("Result", b"")
-    result.decode()  # UTF-8 でなければ ValueError。ランナーは 404 にする
-    return result
+    """UTF-8 でなければ ValueError。ランナーは 404 にする。"""
+    return bytes(params.get("Result", b"").decode(), "utf-8")
 
 
 def error_in(params: Params) -> ErrorObject | None:

@@ -74,7 +74,6 @@ def described(error: BaseException) -> dict[str, Any]:
 
 
 def main() -> None:
-    os.set_inheritable(int(sys.argv[1]), False)
     channel = Channel(Connection(int(sys.argv[1])))
     sys.path[:0] = [os.environ["LAMBDA_TASK_ROOT"], sys.argv[2]]
     sys.stdout = sys.stderr = io.TextIOWrapper(channel, "utf-8", line_buffering=True)
@@ -87,7 +86,7 @@ def main() -> None:
         handler = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # noqa: BLE001 利用者のコードはどんな例外も送出しうる
         root.exception(error)
-        return channel.send(init_error=described(error))
+        return channel.send(error=described(error))
     channel.send(ready=True)
     while True:
         job = channel.jobs.get()

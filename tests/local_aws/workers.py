@@ -4,7 +4,6 @@
 プロセスから見えるのは zip と boto3（とその依存）だけ。ロールは、渡した認証情報で識別する。
 """
 
-import hmac
 import importlib
 import io
 import json
@@ -42,7 +41,7 @@ class Worker:
     """1 つの関数の 1 つのバージョンのための、1 つのプロセス。"""
 
     def __init__(self, function: Function, packages: Path, env: dict[str, str]) -> None:
-        self.function, self.revision = function, function.revision
+        self.function, self.configuration = function, function.get_configuration()
         self.name = f"{function.function_name}:{function.version}"
         self.access_key = env["AWS_ACCESS_KEY_ID"]
         today = time.strftime("%Y/%m/%d", time.gmtime())
@@ -69,6 +68,7 @@ class Worker:
         """プロセスが落ちれば EOFError か OSError、タイムアウトなら TimeoutError。"""
         if not self.ready:
             self._answer(INIT_SECONDS, request_id)
+            self.ready = True
         job = {"event": event, "request_id": request_id}
         self.connection.send_bytes(json.dumps(job).encode())
         return str(self._answer(self.function.timeout, request_id)["result"])
@@ -78,10 +78,13 @@ class Worker:
         while self.connection.poll(max(deadline - time.monotonic(), 0)):
             message: dict[str, Any] = json.loads(self.connection.recv_bytes())
             if "log" in message:
-                write_log(self.function, self.stream, message["log"])
+                backend = logs_backends[ACCOUNT][self.function.region]
+                group = self.function.logs_group_name
+                backend.ensure_log_group(group)
+                backend.ensure_log_stream(group, self.stream)
+                backend.put_log_events(group, self.stream, [message["log"]])
                 continue
-            self.ready = "init_error" not in message
-            if failure := message.get("error") or message.get("init_error"):
+            if failure := message.get("error"):
                 raise FunctionError(failure["errorType"], failure["errorMessage"], request_id)
             return message
         raise TimeoutError
@@ -133,10 +136,8 @@ class Workers:
     def holder_of(self, access_key: str) -> Function | None:
         """この認証情報を渡されたプロセスの関数。"""
         with self.lock:
-            for worker in [*self.idle, *self.busy]:
-                if hmac.compare_digest(worker.access_key, access_key):
-                    return worker.function
-        return None
+            workers = [*self.idle, *self.busy]
+        return next((w.function for w in workers if w.access_key == access_key), None)
 
     def invoke(self, function: Function, event: dict[str, Any], execution: str) -> tuple[str, str]:
         """ハンドラーを 1 回実行し、返された JSON と呼び出しの ID を返す。"""
@@ -159,10 +160,8 @@ class Workers:
 
     def _take(self, function: Function) -> Worker:
         with self.lock:
-            if self.closed:
-                raise RuntimeError("local AWS is closed")
-            kind = (function, function.revision)
-            warm = [w for w in self.idle if (w.function, w.revision) == kind and w.usable()]
+            kind = (function, function.get_configuration())
+            warm = [w for w in self.idle if (w.function, w.configuration) == kind and w.usable()]
             if warm:
                 self.idle.remove(warm[-1])
             else:
@@ -173,7 +172,7 @@ class Workers:
     def _put(self, worker: Worker) -> None:
         with self.lock:
             self.busy.discard(worker)
-            if worker.usable() and not self.closed:
+            if worker.usable():
                 self.idle.append(worker)
             else:
                 worker.stop()
@@ -182,6 +181,10 @@ class Workers:
 
     def _environment(self, function: Function) -> dict[str, str]:
         """Lambda が渡すものと、関数の環境変数だけ。親の環境は何も渡さない。"""
+        # zip はバージョンごとにあるので、更新後も、待機中の注文は元のコードで再開する。
+        folder = Path(self.folder.name, function.code_digest)
+        if not folder.exists():
+            zipfile.ZipFile(io.BytesIO(function.code_bytes)).extractall(folder)
         return {
             **function.environment_vars,
             "AWS_ACCESS_KEY_ID": "ASIA" + secrets.token_hex(8).upper(),
@@ -192,28 +195,10 @@ class Workers:
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_LAMBDA_FUNCTION_NAME": function.function_name,
             "AWS_LAMBDA_FUNCTION_VERSION": str(function.version),
-            "LAMBDA_TASK_ROOT": str(self._unzipped(function)),
+            "LAMBDA_TASK_ROOT": str(folder),
             "_HANDLER": str(function.handler),
             "HOME": self.folder.name,
             "NO_PROXY": "127.0.0.1",
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "TZ": ":UTC",
         }
-
-    def _unzipped(self, function: Function) -> Path:
-        """zip はバージョンごとにあるので、更新後も、待機中の注文は元のコードで再開する。"""
-        folder = Path(self.folder.name, function.code_digest)
-        if not folder.exists():
-            # ディスクが一杯で途中までになったものは、残さない。
-            with tempfile.TemporaryDirectory(dir=self.folder.name) as part:
-                zipfile.ZipFile(io.BytesIO(function.code_bytes)).extractall(part)
-                Path(part).rename(folder)
-        return folder
-
-
-def write_log(function: Function, stream: str, event: dict[str, Any]) -> None:
-    backend = logs_backends[ACCOUNT][function.region]
-    group = function.logs_group_name
-    backend.ensure_log_group(group)
-    backend.ensure_log_stream(group, stream)
-    backend.put_log_events(group, stream, [event])

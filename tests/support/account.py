@@ -53,17 +53,13 @@ class Account:
             for service in ("iam", "sts", "lambda", "logs")
         )
 
-    def role(self, trust: str = TRUST) -> str:
+    def role(self, durable: str = DURABLE) -> str:
         """README の「1. IAM ロールの作成」と同じロールを作成し、ARN を返す。"""
         name = f"role-{uuid.uuid4().hex[:8]}"
-        created = self.iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)
+        created = self.iam.create_role(RoleName=name, AssumeRolePolicyDocument=TRUST)
         self.iam.attach_role_policy(RoleName=name, PolicyArn=BASIC)
-        self.permit(name, DURABLE)
+        self.iam.put_role_policy(RoleName=name, PolicyName="durable", PolicyDocument=durable)
         return str(created["Role"]["Arn"])
-
-    def permit(self, role: str, document: str) -> None:
-        name = {"RoleName": role.rpartition("/")[2], "PolicyName": "durable"}
-        self.iam.put_role_policy(**name, PolicyDocument=document)
 
     def create(self, code: bytes, role: str | None = None, **changes: Any) -> str:
         """deploy.py と同じ設定で関数を作成し、バージョン 1 を発行する。None を渡した設定は省く。"""
@@ -81,10 +77,8 @@ class Account:
 
     def start(self, function: str, payload: Any, **changes: Any) -> str:
         """非同期で呼び出し、実行の ARN を返す。"""
-        parameters = {"Qualifier": "1", "InvocationType": "Event", **changes}
-        answer = self.functions.invoke(
-            FunctionName=function, Payload=json.dumps(payload), **parameters
-        )
+        asked = {"FunctionName": function, "Qualifier": "1", "InvocationType": "Event", **changes}
+        answer = self.functions.invoke(Payload=json.dumps(payload), **asked)
         assert answer["StatusCode"] == 202
         return str(answer["DurableExecutionArn"])
 
@@ -92,7 +86,6 @@ class Account:
         return self.functions.get_durable_execution(DurableExecutionArn=arn)
 
     def ended(self, arn: str) -> Any:
-        """実行が終わるのを待つ。"""
         return eventually(lambda: (e := self.describe(arn))["Status"] != "RUNNING" and e)
 
     def result(self, arn: str) -> Any:
@@ -101,8 +94,7 @@ class Account:
         return json.loads(execution["Result"])
 
     def history(self, arn: str) -> Any:
-        get = self.functions.get_durable_execution_history
-        return get(DurableExecutionArn=arn, IncludeExecutionData=True)["Events"]
+        return self.functions.get_durable_execution_history(DurableExecutionArn=arn)["Events"]
 
     def callback(self, arn: str) -> str:
         """実行がコールバックを待って止まるまで待ち、その ID を返す。"""
