@@ -20,8 +20,8 @@ from aws_durable_execution_sdk_python.lambda_service import CheckpointOutput
 from aws_durable_execution_sdk_python_testing.executor import Executor
 
 import app
-from tests.benchmark.per_order import Meter
 from tests.local_run.runner import LocalRunner
+from tests.support.client import Client, is_early_start
 from tests.support.flows import FLOWS, Flow, outcome
 from tests.support.outside import OutsideServices
 
@@ -35,7 +35,7 @@ def points(flow: Flow, more: int = 0) -> list[Crash]:
 
 
 @dataclass
-class Life(Meter):
+class Life(Client):
     """注文 1 件の一生。crashes の点でクラッシュさせる。"""
 
     crashes: list[Crash] = field(default_factory=list)
@@ -43,8 +43,7 @@ class Life(Meter):
     number: int = 0
 
     def checkpoint(self, *_: Any, **call: Any) -> CheckpointOutput:
-        kinds = {(update.action.value, update.operation_type.value) for update in call["updates"]}
-        if kinds == {("START", "STEP")}:  # 混んだ機械では先に送られることがあるので、数えない
+        if is_early_start(call["updates"]):
             return super().checkpoint(**call)
         self.number += 1
         number = self.number

@@ -1,8 +1,8 @@
-"""AWS の公開料金で、注文 100 万件の料金を計算する。単価はここだけに書く。"""
+"""AWS の公開料金で、注文 100 万件の料金を計算する。単価と、その根拠はここだけに書く。"""
 
 from typing import NamedTuple
 
-from .per_order import Cost
+from .per_order import Meter
 
 # 米ドル。AWS Lambda と Step Functions の公開料金。東京の durable functions の料金は確認できていない
 REGION, DATE = "us-east-1", "2026 年 11 月"
@@ -15,13 +15,12 @@ STEP_FUNCTIONS_TRANSITION = 25.00 / 10**6
 
 ORDERS = 10**6
 DAYS_IN_MONTH = 30
+INVOCATION_SECONDS = 0.1  # 実測に近い決まった値。料金が、測るマシンで変わらないように
 # 同じ注文が Step Functions Standard で通る状態。再試行も 1 回の遷移として課金される。
 # 開始と終了は数えないので、Step Functions に有利な数え方である。
 TRANSITIONS = {
     "README の注文": "受付 在庫 在庫の分岐 金額の分岐 待機 支払い 再試行 通知",
     "承認された注文": "受付 在庫 在庫の分岐 金額の分岐 承認待ち 回答の分岐 支払い 再試行 通知",
-    "却下された注文": "受付 在庫 在庫の分岐 金額の分岐 承認待ち 回答の分岐 通知",
-    "カードが拒否された注文": "受付 在庫 在庫の分岐 金額の分岐 待機 支払い 通知",
 }
 
 
@@ -29,8 +28,7 @@ class Bill(NamedTuple):
     """ORDERS 件の料金（米ドル）。"""
 
     operations: float
-    written: float
-    retained: float
+    data: float
     requests: float
     compute: float
 
@@ -39,14 +37,14 @@ class Bill(NamedTuple):
         return sum(self)
 
 
-def bill(cost: Cost, memory_mb: int, retention_days: int) -> Bill:
-    gigabytes = cost.stored * ORDERS / 10**9
+def bill(cost: Meter, memory_mb: int, retention_days: int) -> Bill:
+    data_gb = DATA_WRITTEN_GB + DATA_RETAINED_GB_MONTH * retention_days / DAYS_IN_MONTH
+    gb_seconds = cost.invocations * INVOCATION_SECONDS * memory_mb / 1024
     return Bill(
         operations=cost.operations * ORDERS * DURABLE_OPERATION,
-        written=gigabytes * DATA_WRITTEN_GB,
-        retained=gigabytes * DATA_RETAINED_GB_MONTH * retention_days / DAYS_IN_MONTH,
+        data=cost.stored * ORDERS / 10**9 * data_gb,
         requests=cost.invocations * ORDERS * REQUEST,
-        compute=sum(cost.seconds) * memory_mb / 1024 * ORDERS * ARM64_GB_SECOND,
+        compute=gb_seconds * ORDERS * ARM64_GB_SECOND,
     )
 
 
