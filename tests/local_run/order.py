@@ -42,7 +42,7 @@ def process(app: ModuleType, arguments: list[str], speed: float = 1) -> None:
 
     speed は時計の速さ（倍）。テストが使う。
     """
-    folder = Path(str(app.__file__)).parent / ".orders"
+    folder = Path(str(app.__file__)).resolve().parent / ".orders"
     try:
         order = read_order(arguments)
         app.validate(order)
@@ -56,11 +56,11 @@ def process(app: ModuleType, arguments: list[str], speed: float = 1) -> None:
     stop(None, 1 if failed else 0)
 
 
-def load(program: Path) -> ModuleType:
+def load(program: str) -> ModuleType:
     """ファイル名が何でも、モジュール app として読み込む。"""
-    loader = SourceFileLoader("app", str(program))
+    loader = SourceFileLoader("app", program)
     app = sys.modules["app"] = ModuleType("app")
-    app.__file__ = str(program)
+    app.__file__ = program
     loader.exec_module(app)
     return app
 
@@ -76,16 +76,12 @@ def read_order(arguments: list[str]) -> Any:
         if not text.lstrip().startswith(("{", "[")):
             text = Path(text).read_text("utf-8-sig")
         return json.loads(text, parse_constant=int)  # NaN や Infinity は ValueError
-    except FileNotFoundError:
-        problem = f"ファイル {text:.100} がありません"
     except json.JSONDecodeError as error:
-        problem = f"注文を JSON として読み取れません（{error.lineno} 行 {error.colno} 文字目）"
+        place = f"{error.lineno} 行目の {error.colno} 文字目"
+        problem = f"注文を JSON として読み取れません（{place}）。JSON の書き方を確認してください"
     except (ValueError, RecursionError, OSError) as error:
-        problem = f"注文を読み取れません（{type(error).__name__}）"
-    raise UnusableOrderError(f"{problem}。JSON か、UTF-8 の JSON ファイルの名前を指定してください")
-
-
-# ---- 処理する --------------------------------------------------------------------
+        problem = f"注文を読み取れません（{error!s:.200}）"
+    raise UnusableOrderError(problem)
 
 
 def run(app: ModuleType, order: Any, store: OrderStore) -> tuple[Execution, str]:
@@ -133,9 +129,10 @@ def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None
         return
     # ランナーには、記録から再開する公開 API がない。次の 3 つの非公開 API は、ここだけで使う。
     executor = runner._executor
-    now, last = store.clock.now(), store.last_time
+    now = store.clock.now()
     start = execution.get_operation_execution_started().start_timestamp
     assert start
+    last = store.last_time or start
     callback = open_callback(execution)
     due = callback[1] if callback else executor._earliest_pending_timestamp(execution)
     left = start - min(now, max(last, due or last))
@@ -187,13 +184,10 @@ def show_result(execution: Execution) -> bool:
     return True
 
 
-# ---- 承認を尋ねる ----------------------------------------------------------------
-
-
 def ask_approver(clock: OrderClock, expiry: datetime) -> bytes | None:
     """承認するかどうかを尋ね、コールバックに送る回答を返す。期限を過ぎていれば None。
 
-    入力が終われば（EOF）却下とする。ターミナルがなくなったときは回答とせず、プロセスを終える。
+    入力が終われば（EOF）却下とする。ターミナルが閉じられたときは回答とせず、プロセスを終える。
     """
     at_terminal = os.isatty(0)
     try:
@@ -206,8 +200,8 @@ def ask_approver(clock: OrderClock, expiry: datetime) -> bytes | None:
         say("\n期限が過ぎました。")
         return None
     except (EOFError, OSError) as error:
-        if at_terminal and (isinstance(error, OSError) or not os.isatty(0)):
-            stop("\nターミナルがなくなりました。記録は残るので、再開できます。", 1)
+        if isinstance(error, OSError) or (at_terminal and not os.isatty(0)):
+            stop("\nターミナルが閉じられました。記録は残るので、再開できます。", 1)
         say("\n入力がないため、却下します。")
         return b'{"approved": false}'
     return json.dumps({"approved": DECISIONS[word], "approver": approver}).encode()
@@ -219,13 +213,12 @@ def ask(question: str, clock: OrderClock, expiry: datetime) -> str:
     line = b""
     while not line.endswith(b"\n"):
         left = clock.arm(expiry)
-        if not left:
+        if left and not select.select([0], [], [], min(left / clock.speed, 1))[0]:
+            continue
+        char = os.read(0, 1) if left else b""  # 次の回答を先読みしない
+        if not clock.arm(expiry):  # 届いてから時計を見る。止められていた間に過ぎたかもしれない
             raise TimeoutError
-        if select.select([0], [], [], min(left / clock.speed, 1))[0]:
-            char = os.read(0, 1)  # 次の回答を先読みしない
-            if not char and not line:
-                raise EOFError
-            line += char or b"\n"
-    if not clock.arm(expiry):  # 回答が届いてから時計を見る。止められていた間に過ぎたかもしれない
-        raise TimeoutError
+        if not char and not line:
+            raise EOFError
+        line += char or b"\n"
     return unicodedata.normalize("NFKC", line.decode(errors="replace")).strip()

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from unittest import mock
 
 from aws_durable_execution_sdk_python_testing import runner
 from aws_durable_execution_sdk_python_testing.executor import Executor
@@ -86,11 +85,12 @@ class LocalRunner(runner.DurableFunctionTestRunner):
     def __init__(
         self, handler: Callable[..., Any], *, clock: OrderClock | None = None, **options: Any
     ) -> None:
-        # ランナーには Executor、時計、Scheduler を選ぶ公開 API がない。差し替える場所はここだけ。
-        with mock.patch.multiple(
-            runner,
-            Executor=ReliableExecutor,
-            RealClock=lambda: clock,
-            Scheduler=lambda: ClockScheduler(clock) if clock else Scheduler(),
-        ):
+        # ランナーには Executor、時計、Scheduler を選ぶ公開 API がないので、ここでだけ差し替える
+        names, originals = vars(runner), dict(vars(runner))
+        names["Executor"] = ReliableExecutor
+        if clock:
+            names.update(RealClock=lambda: clock, Scheduler=lambda: ClockScheduler(clock))
+        try:
             super().__init__(handler, skip_time=clock is None, **options)
+        finally:
+            names.update(originals)

@@ -5,7 +5,10 @@ import io
 import os
 import signal
 import sys
-from typing import NoReturn, TextIO
+
+TYPE_CHECKING = False  # typing の import は遅く、その間の Ctrl-C はトレースバックになる
+if TYPE_CHECKING:
+    from typing import NoReturn, TextIO
 
 INTERRUPTED = "\n中断しました。同じコマンドをもう一度実行すると、続きから再開します。"
 
@@ -18,11 +21,6 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for number in range(3):  # 閉じていれば、記録のファイルがその番号で開かれてしまう
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
 
 
 def say(text: str, end: str = "\n", file: "TextIO | None" = None) -> None:
@@ -37,7 +35,7 @@ def say(text: str, end: str = "\n", file: "TextIO | None" = None) -> None:
         stop(f"表示できません（{why}）。記録は残るので、表示できるようにして再開してください。", 1)
 
 
-def stop(sentence: "str | None", code: int) -> NoReturn:
+def stop(sentence: "str | None", code: int) -> "NoReturn":
     """ステップの途中でも、ただちにプロセスを終了する。"""
     if sentence:
         with contextlib.suppress(OSError):

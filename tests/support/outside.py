@@ -124,7 +124,7 @@ handler = app.handler
 
 
 if __name__ == "__main__":
-    from datetime import UTC, datetime, timedelta
+    from datetime import datetime, timedelta
     from itertools import count
     from unittest import mock
 
@@ -136,8 +136,8 @@ if __name__ == "__main__":
     later, freeze = timedelta(seconds=float(os.environ.get("LATER", "0"))), os.environ.get("FREEZE")
     lines = count(1)
 
-    def start(speed: float, last: datetime) -> Clock:
-        return Clock(speed, max(last, datetime.now(UTC)) + later)
+    def start(speed: float, last: datetime | None) -> Clock:
+        return Clock(speed, Clock(speed, last).now() + later)
 
     def show(text: str, **options: Any) -> None:
         print(text, **options)
