@@ -45,13 +45,6 @@ def completed(terminal: Terminal, *orders: Any) -> str:
     return out
 
 
-def out_of_stock(ended: tuple[int, str, str]) -> str:
-    code, out, err = ended
-    assert (code, err) == (0, "")
-    assert result_in(out)["status"] == "OUT_OF_STOCK"
-    return out
-
-
 # ---- 完了まで --------------------------------------------------------------------
 
 
@@ -85,7 +78,9 @@ def test_order_is_taken_as_text_or_file_and_only_its_own_record_is_deleted(
     for form, encoding in ((OUT_OF_STOCK, "utf-8"), ("order.json", "ascii")):
         environment = os.environ | {"PYTHONIOENCODING": encoding}
         ended = terminal.run(form, program=["app.bak"], env=environment)
-        assert "1 回目\n".encode(encoding, "backslashreplace").decode() in out_of_stock(ended)
+        assert ended[0] == 0
+        assert "1 回目\n".encode(encoding, "backslashreplace").decode() in ended[1]
+        assert result_in(ended[1])["status"] == "OUT_OF_STOCK"
         assert set(terminal.orders.iterdir()) == set(others)
 
 
@@ -149,47 +144,33 @@ def test_what_comes_after_the_deadline_is_no_answer(
 # ---- 止めて、再開する --------------------------------------------------------------
 
 
-def test_order_stopped_for_a_day_goes_on_and_runs_no_recorded_step_again(
-    terminal: Terminal,
+HEARD = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # nohup でも
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 86_400), (86_400, 0)])
+def test_order_stopped_for_a_day_or_with_its_clock_set_back_goes_on(
+    terminal: Terminal, before: int, after: int
 ) -> None:
-    """待機の終わりは、実行タイムアウトより先に来ている。"""
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # nohup でも
-    assert terminal.stop_at(WAITING, signal.SIGHUP, **heard) == (-signal.SIGHUP, "")
-    terminal.later = 86_400
+    """待機の終わりは、実行タイムアウトより先に来ていて、最初に記録したまま変わらない。"""
+    terminal.later = before
+    assert terminal.stop_at(WAITING, signal.SIGHUP, **HEARD) == (-signal.SIGHUP, "")
+    terminal.later = after
     out = completed(terminal)
     assert out.startswith("前回の続きから、注文の処理を再開します。\n")
     assert "記録済み: accept_order, check_stock, short_wait\n" in out
     assert "受け付けました" not in out
-    assert WAITING not in out
-    elapsed = re.search(r"終了: 呼び出しは 3 回。(\d+)\.\d 秒のうち", out)
-    assert elapsed
-    assert int(elapsed[1]) >= 86_400
-
-
-def test_wait_ends_when_it_would_have_ended_though_the_clock_is_set_back(
-    terminal: Terminal,
-) -> None:
-    """待機の終わる時刻は、再開しても、最初に記録したままである。"""
-    ends = []
-    for later in (86_400, 0):
-        terminal.later = later
-        terminal.stop_at(WAITING, signal.SIGKILL)
-        store = open_record(terminal.record, 1)
-        assert store.recorded
-        ends += [o.wait_details for o in store.recorded.operations if o.wait_details]
-        store.claim.file.close()
-    assert ends[0] == ends[1]
-    seconds = re.findall(r"あと (\d+) 秒", completed(terminal))
-    assert {0 < int(number) <= 10 for number in seconds} == {True}
+    waits = [int(seconds) for seconds in re.findall(WAITING + r"あと (\d+) 秒", out)]
+    total = re.search(r"終了: 呼び出しは \d 回。(\d+)\.\d 秒のうち", out)
+    assert total
+    assert all(0 < seconds <= 10 for seconds in waits)
+    assert (bool(waits), int(total[1]) >= 86_400) == (not after, bool(after))
 
 
 def test_leaving_the_question_is_no_answer_and_it_is_asked_again(terminal: Terminal) -> None:
-    controller, keyboard = pty.openpty()
+    keyboard, controller = os.pipe()
     os.write(controller, b"sato\n")
     ending = terminal.stop_at("承認しますか", signal.SIGINT, TO_APPROVE, stdin=keyboard)
     assert ending == (130, STOPPED)
-    os.close(controller)
-    os.close(keyboard)
     assert "承認を依頼しました" not in completed(terminal, TO_APPROVE)
 
 
@@ -333,11 +314,8 @@ def test_unusable_order_says_what_is_wrong_with_it(
         order.read_order(arguments)
 
 
-def test_unusable_order_is_one_sentence(terminal: Terminal) -> None:
-    assert "注文: " in one_sentence(*terminal.run("[]", program=APP))
-
-
 def test_what_no_longer_fits_the_record_is_refused_and_nothing_is_lost(terminal: Terminal) -> None:
+    assert "注文: " in one_sentence(*terminal.run("[]", program=APP))
     terminal.stop_at(WAITING, signal.SIGKILL)
     assert "内容の異なる" in one_sentence(*terminal.run(order_of(price=1)))
     line, added = "    # 在庫確認\n", '    context.step(pay(order, "x", {"payment_timeouts": 0}))\n'
