@@ -69,7 +69,7 @@ def deploy() -> None:
         client.get_waiter("function_active_v2").wait(FunctionName=FUNCTION_NAME)
     else:
         updated.wait(FunctionName=FUNCTION_NAME)  # 前回の作成や更新が、まだ途中かもしれない
-        if current["State"] and "DurableConfig" not in current:
+        if current["State"] and not current.get("DurableConfig"):
             sys.exit(f"関数 {FUNCTION_NAME} は durable ではありません。SUFFIX を変えてください。")
         # LoggingConfig などの応答には、指定していない項目も含まれる
         asked = {k: current[k] | v if isinstance(v, dict) else v for k, v in settings.items()}
