@@ -7,31 +7,33 @@
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 Event = Mapping[str, Any]
 Change = tuple[str, str, Event]  # StepStarted なら、Step と Started
+Row = tuple[str, list[Change], int]  # 名前、経過、含む操作の数
 
 WIDTH = 80
 NAME_WIDTH = 20
+ROWS = 40
 MARKS = " -#|*x"  # 同じ桁に重なったら、右にあるものを描く
-OPERATION = re.compile(
-    r"(?!Execution|Invocation)(\w+?)(Started|Succeeded|Failed|TimedOut|Stopped|Cancelled)"
-)
-RUNNING = "実行中"
+OPERATION = r"(?!Exec|Invoc)(\w+?)(Started|Succeeded|Failed|TimedOut|Stopped|Cancelled)"
+ONGOING = RUNNING, PAUSED = "実行中", "一時停止中"
+CUT_OFF = TIMED_OUT, STOPPED = "TIMED_OUT で終了", "STOPPED で終了"
 STATUS = {
+    "ExecutionPaused": PAUSED,
+    "ExecutionResumed": RUNNING,
     "ExecutionSucceeded": "",
     "ExecutionFailed": "FAILED で終了",
-    "ExecutionTimedOut": "TIMED_OUT で終了",
-    "ExecutionStopped": "STOPPED で終了",
+    "ExecutionTimedOut": TIMED_OUT,
+    "ExecutionStopped": STOPPED,
 }
 
 
-@dataclass(frozen=True)
-class Invocation:
+class Invocation(NamedTuple):
     """1 回の呼び出し。died は、結果を返さずに終わったことを示す。"""
 
     begin: datetime
@@ -43,57 +45,84 @@ def draw(
     events: Sequence[Event],
     now: datetime,
     invocations: Sequence[tuple[datetime, datetime | None]] | None = None,
+    most_rows: int = ROWS,
 ) -> str:
-    """古い順の履歴を図にする。実行中なら now まで描く。
+    """古い順の履歴を図にする。終わっていなければ now まで描く。
 
-    invocations は、呼び出しの開始と終了（強制終了などで分からなければ None）。履歴に残らない
-    呼び出しもあるときに、履歴の代わりに使う。
+    invocations は、履歴から分からないときの、呼び出しの開始と終了（強制終了されたなら None）。
     """
-    status = next((STATUS[e["EventType"]] for e in events if e["EventType"] in STATUS), RUNNING)
+    status = status_of(events)
     times = [event["EventTimestamp"] for event in events] or [now]
-    latest = max([*times, now] if status == RUNNING else times)
+    latest = max([*times, now] if status in ONGOING else times)
     if invocations is None:
-        runs = in_history(events, latest if status == RUNNING else None)
+        runs = in_history(events, latest)
     else:
         runs = [Invocation(begin, end or begin, end is None) for begin, end in invocations]
-        if status == RUNNING and runs and runs[-1].died:
-            runs[-1] = Invocation(runs[-1].begin, latest)
+        if runs and runs[-1].died and status not in CUT_OFF:
+            runs[-1] = Invocation(runs[-1].begin, latest)  # まだ動いているか、いま結果を返した
     ran = duration(sum((run.end - run.begin for run in runs), timedelta()))
-    at_least = "以上" if invocations and any(run.died for run in runs) else ""
-    total = f"動いていたのは {ran}{at_least}"
+    total = f"動いていたのは {ran}{'以上' if invocations and any(r.died for r in runs) else ''}"
 
     operations: dict[Any, list[Change]] = {}
     for event in events:
-        if match := OPERATION.fullmatch(event["EventType"]):
+        if match := re.fullmatch(OPERATION, event["EventType"]):
             operations.setdefault(event.get("Id"), []).append((match[1], match[2], event))
-    labels = (short(event.get("Name") or kind) for (kind, _, event), *_ in operations.values())
-    names = ["", *labels, "呼び出し"]
+    shown = rows_of(operations, most_rows)
+    names = ["", *(label for label, _, _ in shown), "呼び出し"]
     margin = max(map(width, names)) + 2
     end = max([latest, *(run.end for run in runs)])
     chart = Chart(min(times), end, WIDTH - margin - 3 - width(total), runs)
-    rows = [
-        f"{chart.scale()}   {status}",
-        *map(chart.operation, operations.values()),
-        f"{chart.invocations()}   {total}",
-    ]
+    rows = [f"{chart.scale()}   {status}", *(chart.operation(changes) for _, changes, _ in shown)]
+    rows.append(f"{chart.invocations()}   {total}")
     lines = zip(names, rows, strict=True)
     return "\n".join(f"{name}{' ' * (margin - width(name))}{row}".rstrip() for name, row in lines)
 
 
-def in_history(events: Sequence[Event], now: datetime | None) -> list[Invocation]:
-    """終わった呼び出しと、now があれば、その後のイベントで分かる今の呼び出し。"""
-    found, begin = [], None
+def status_of(events: Sequence[Event]) -> str:
+    known = (STATUS[event["EventType"]] for event in events if event["EventType"] in STATUS)
+    return [RUNNING, *known][-1]
+
+
+def in_history(events: Sequence[Event], latest: datetime) -> list[Invocation]:
+    """終わった呼び出しと、その後のイベントで分かる、latest に動いている呼び出し。"""
+    found, begin, paused = [], None, False
     for event in events:
-        begin = begin or event["EventTimestamp"]
-        if event["EventType"] == "InvocationCompleted":
-            details, begin = event["InvocationCompletedDetails"], None
-            run = Invocation(details["StartTimestamp"], details["EndTimestamp"], "Error" in details)
-            found.append(run)
-    return found + ([Invocation(begin, now)] if begin and now else [])
+        kind, time = event["EventType"], event["EventTimestamp"]
+        if kind == "InvocationCompleted":
+            run, begin = event["InvocationCompletedDetails"], None
+            found.append(Invocation(run["StartTimestamp"], run["EndTimestamp"], "Error" in run))
+        elif kind in ("ExecutionPaused", "ExecutionResumed"):
+            paused = kind == "ExecutionPaused"  # その間に完了した待機の続きは、再開してから動く
+            begin = time if begin and not paused else None
+        elif kind not in STATUS:
+            begin = begin or time
+    return found + ([Invocation(begin, latest)] if begin and not paused else [])
 
 
-@dataclass(frozen=True)
-class Chart:
+def rows_of(operations: Mapping[Any, list[Change]], most: int) -> list[Row]:
+    """most 行までの行。子は親の下に字下げする。収まらなければ、どの親の下も途中を省く。"""
+    children = defaultdict(list)
+    for key, [(_, _, event), *_] in operations.items():
+        parent = event.get("ParentId")
+        children[parent if parent in operations else "root"].append(key)
+
+    def below(parent: Any, indent: str, shown: int) -> list[Row]:
+        groups = []
+        for key in children[parent]:
+            kind, _, event = operations[key][0]
+            name = event.get("Name") or event.get("SubType") or kind
+            row = (short(indent + name), operations[key], 1)
+            groups.append([row, *below(key, f"{indent}  "[:8], shown)])
+        middle = slice(shown - shown // 2, len(groups) - shown // 2)
+        if left_out := sum(count for group in groups[middle] for _, _, count in group):
+            groups[middle] = [[(f"{indent}… ほか {left_out} 行", [], left_out)]]
+        return [row for group in groups for row in group]
+
+    every = (below("root", "", shown) for shown in range(most, 0, -1))
+    return next((rows for rows in every if len(rows) <= most), below("root", "", 1))
+
+
+class Chart(NamedTuple):
     """start から end までを columns 桁に割り当てる。"""
 
     start: datetime
@@ -114,10 +143,10 @@ class Chart:
                 self.fill(row, run.end, run.end, "x")
         return "".join(row)
 
-    def operation(self, history: Sequence[Change]) -> str:
+    def operation(self, changes: Sequence[Change]) -> str:
         row = [" "] * self.columns
-        ends = [event["EventTimestamp"] for _, _, event in history[1:]]
-        for (kind, change, event), following in zip(history, [*ends, None], strict=True):
+        ends = [event["EventTimestamp"] for _, _, event in changes[1:]]
+        for (kind, change, event), following in zip(changes, [*ends, None], strict=False):
             begin, end = event["EventTimestamp"], following or self.end
             details = event.get(f"{event['EventType']}Details", {})
             retried = details.get("RetryDetails", {}).get("NextAttemptDelaySeconds")

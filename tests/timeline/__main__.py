@@ -1,46 +1,74 @@
-"""`python -m tests.timeline "$ARN"`: 実行の履歴を AWS かローカル AWS から読み、図にする。"""
+"""`python -m tests.timeline [--watch] "$ARN"`: 実行の履歴を AWS から読み、図にする。"""
 
 import io
+import os
+import re
+import shutil
 import signal
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Any
 
+if __name__ == "__main__":  # boto3 を読み込む間も、Ctrl-C で静かに終わる
+    for number in (signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+
+import deploy  # boto3 がなければ、ここで 1 文を示して終わる
+from tests.timeline import ONGOING, ROWS, draw, status_of
+
+# isort: split
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-import deploy
-from tests.timeline import draw
-
-USAGE = '実行の ARN を 1 つ指定してください: .venv/bin/python -m tests.timeline "$ARN"'
-NO_SUCH_ORDER = "その ARN の実行が見つかりません。ARN とリージョンを確認してください。"
-UNKNOWN = {"ParamValidationError", "ValidationException", "InvalidParameterValueException"}
-UNKNOWN |= {"ResourceNotFoundException"}
+USAGE = '実行の ARN を 1 つ指定してください: python3 -m tests.timeline [--watch] "$ARN"'
+CHECK = "ARN（$ARN が空や None でないか）とリージョンを確認してください。"
+NO_SUCH_ORDER = f"その ARN の実行が見つかりません。{CHECK}"
+UNKNOWN = r"（((?:ParamValid|Validation|InvalidParameterV|ResourceNotF)\w+: .{,100})(.*)）$"
 
 
 def main() -> None:
-    """図を表示する。できなければ、対処方法を標準エラーに示し、終了コード 1 で終わる。"""
-    for number in (signal.SIGINT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)
+    """図を表示する。できなければ、対処方法を標準エラー出力に示し、終了コード 1 で終わる。"""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # 日本語を表示できなくても、図は表示する
-    if len(sys.argv) != 2:
+    arns = [argument for argument in sys.argv[1:] if argument != "--watch"]
+    if len(arns) != 1:
         sys.exit(USAGE)
     try:
-        events = history(sys.argv[1])
+        show(arns[0], "--watch" in sys.argv)
     except (BotoCoreError, ClientError, ValueError) as error:
-        problem = deploy.explain(error)
-        name = problem.partition("（")[2].partition(":")[0]
-        sys.exit(f"{NO_SUCH_ORDER}{problem[:100]}…" if name in UNKNOWN else problem)
-    print(draw(events, datetime.now(UTC)))
+        sentence = deploy.explain(error)
+        if unknown := re.search(UNKNOWN, sentence):
+            sentence = f"{NO_SUCH_ORDER}（{unknown[1]}{'…' if unknown[2] else ''}）"
+        sys.exit(sentence)
+    except OSError as error:
+        print(f"図を表示できません（{error.strerror}）。", file=sys.stderr, flush=True)
+        os._exit(1)  # 書けなかった図を、終了時にもう一度書こうとしない
 
 
-def history(arn: str) -> list[dict[str, Any]]:
-    options = Config(connect_timeout=5, retries={"mode": "standard"})
-    pages = boto3.client("lambda", config=options).get_paginator("get_durable_execution_history")
-    found = pages.paginate(DurableExecutionArn=arn, IncludeExecutionData=False)
-    return [event for page in found for event in page["Events"]]
+def show(arn: str, watch: bool) -> None:
+    """watch なら、終わるまで 1 秒ごとに同じ場所に描く。ターミナルでなければ、最後に 1 回描く。"""
+    client = boto3.client("lambda", config=Config(connect_timeout=5, retries={"mode": "standard"}))
+    in_place, again = watch and os.isatty(1), ""
+    while True:
+        events = history(client, arn)
+        over = not watch or status_of(events) not in ONGOING
+        if over or in_place:
+            rows = min(ROWS, shutil.get_terminal_size().lines - 4) if in_place else ROWS
+            picture = draw(events, datetime.now(UTC), most_rows=rows)
+            print(f"{again}{picture}", flush=True)
+            again = f"\x1b[{len(picture.splitlines())}A\x1b[J"  # その行数だけ上から、最後まで消す
+        if over:
+            return
+        time.sleep(1)
+
+
+def history(client: Any, arn: str) -> list[dict[str, Any]]:
+    pages = client.get_paginator("get_durable_execution_history").paginate(
+        DurableExecutionArn=arn, IncludeExecutionData=False, PaginationConfig={"PageSize": 1000}
+    )
+    return [event for page in pages for event in page["Events"]]
 
 
 if __name__ == "__main__":
