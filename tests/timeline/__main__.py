@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 USAGE = '実行の ARN を 1 つ指定してください: python3 -m tests.timeline [--watch] "$ARN"'
 CHECK = "ARN（$ARN が空や None でないか）とリージョンを確認してください。"
 NO_SUCH_ORDER = f"その ARN の実行が見つかりません。{CHECK}"
-UNKNOWN = r"（((?:ParamValid|Validation|InvalidParameterV|ResourceNotF)\w+: .{,100})(.*)）$"
+UNKNOWN = r"（((?:ParamValid|Validation|ResourceNotF)\w+: .{,100})(.*)）$"
 
 
 def main() -> None:
@@ -43,8 +43,7 @@ def main() -> None:
             sentence = f"{NO_SUCH_ORDER}（{unknown[1]}{'…' if unknown[2] else ''}）"
         sys.exit(sentence)
     except OSError as error:
-        print(f"図を表示できません（{error.strerror}）。", file=sys.stderr, flush=True)
-        os._exit(1)  # 書けなかった図を、終了時にもう一度書こうとしない
+        sys.exit(f"図を表示できません（{error.strerror}）。")
 
 
 def show(arn: str, watch: bool) -> None:
