@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 USAGE = '実行の ARN を 1 つ指定してください: python3 -m tests.timeline [--watch] "$ARN"'
 CHECK = "ARN（$ARN が空や None でないか）とリージョンを確認してください。"
 NO_SUCH_ORDER = f"その ARN の実行が見つかりません。{CHECK}"
-UNKNOWN = r"（((?:ParamValid|Validation|ResourceNotF)\w+: .{,100})(.*)）$"
+UNKNOWN = r"（(\w*(?:Validation|ResourceNotFound)\w+: .{,100})(.*)）$"
 
 
 def main() -> None:
