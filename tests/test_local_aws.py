@@ -1,7 +1,6 @@
 """ローカル AWS が AWS と同じようにふるまうこと。"""
 
 import io
-import json
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import botocore.session
@@ -20,7 +20,8 @@ from botocore.exceptions import ClientError
 from botocore.validate import validate_parameters
 
 import deploy
-from tests.local_aws import ACCOUNT, workers
+from tests.local_aws import workers
+from tests.local_aws.executions import Store
 from tests.local_aws.gateway import LocalAws
 from tests.support.account import REGION, Account, eventually, refused
 from tests.support.flows import APPROVE, TO_APPROVE
@@ -35,17 +36,19 @@ def handler(event, context):
     if not scratch.exists():
         scratch.write_text(str(os.getpid()))
         time.sleep(600)
-    seen = {"pid": os.getpid(), "path": sys.path, "environ": dict(os.environ)}
+    print(context)
+    seen = {"pid": os.getpid(), "path": sys.path, "environ": dict(os.environ), **vars(context)}
+    seen["left"] = context.get_remaining_time_in_millis(), context.identity, context.client_context
     names = "app", "boto3", "urllib3", "tests", "moto", "pytest", "werkzeug", "pip"
     seen["modules"] = [name for name in names if importlib.util.find_spec(name)]
     return {"Status": "SUCCEEDED", "Result": json.dumps(seen)}
 """
 
 
-def zipped(code: str) -> bytes:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as target:
-        target.writestr(zipfile.ZipInfo("app.py"), code)
+def zipped(code: str, name: str = "app.py", others: bytes = b"") -> bytes:
+    archive = io.BytesIO(others)
+    with zipfile.ZipFile(archive, "a") as target:
+        target.writestr(zipfile.ZipInfo(name), code)
     return archive.getvalue()
 
 
@@ -88,8 +91,10 @@ def test_slips_are_refused_as_aws_refuses_them(account: Account, function: str) 
     brief = account.create(PLAIN, DurableConfig={"ExecutionTimeout": 900})
     now, short = {"InvocationType": "RequestResponse"}, {"FunctionName": f"{brief}:1"}
     same, beyond = {"DurableExecutionName": "same"}, "ローカル AWS は、.+に対応していません。"
-    with ThreadPoolExecutor(20) as pool:
-        [_] = set(pool.map(lambda _: account.start(function, {}, **same), range(20)))
+    look = Store.list_all
+    with ThreadPoolExecutor(3) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "list_all", lambda self: [look(self), Event().wait(0.3)][0])
+        [_] = set(pool.map(lambda _: account.start(function, {}, **same), range(3)))
     one: Any = {"FunctionName": f"{function}:1", "InvocationType": "Event"}
     changes: list[tuple[str, str, dict[str, Any]]] = [
         ("InvalidParameterValueException", ".* unqualified ARN", {"FunctionName": function}),
@@ -108,13 +113,10 @@ def test_slips_are_refused_as_aws_refuses_them(account: Account, function: str) 
         assert re.fullmatch(words, refused(code, f.invoke, **one | change))
     for call in (f.list_durable_executions_by_function, f.list_versions_by_function):
         refused("ResourceNotFoundException", call, FunctionName="nothing")
-    nobody = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{function}:1/durable-execution/n/n"
     for verb in ("get", "stop", "pause", "resume", "delete"):
         call = getattr(f, f"{verb}_durable_execution")
         code = "ResourceNotFoundException" if verb in ("get", "stop") else "NotImplementedException"
-        refused(code, call, DurableExecutionArn=nobody)
-    for call in (f.get_durable_execution, f.get_durable_execution_history):
-        refused("ResourceNotFoundException", call, DurableExecutionArn="None")
+        refused(code, call, DurableExecutionArn="None")
 
 
 def test_each_update_makes_the_next_publish_mint_a_version(account: Account) -> None:
@@ -125,15 +127,18 @@ def test_each_update_makes_the_next_publish_mint_a_version(account: Account) -> 
 
     f.delete_function(FunctionName=name, Qualifier="1")
     for version in ("1", "2"):
-        f.update_function_configuration(FunctionName=name, Timeout=30)
+        changed = {"ExecutionTimeout": int(version)}
+        f.update_function_configuration(FunctionName=name, DurableConfig=changed)
         assert [publish(), publish()] == [version, version]
     f.update_function_code(FunctionName=name, ZipFile=PLAIN, Architectures=["arm64"])
     assert [publish(), publish()] == ["3", "3"]  # 同じ内容でも更新
 
     f.update_function_code(FunctionName=name, ZipFile=PLAIN + b" ")
     configuration = f.get_function_configuration
-    old, new = (configuration(FunctionName=name, Qualifier=v) for v in ("3", "$LATEST"))
-    assert (old["Architectures"], new["Architectures"]) == (["arm64"], ["arm64"])
+    one, old, new = (configuration(FunctionName=name, Qualifier=v) for v in ("1", "3", "$LATEST"))
+    assert [each["Architectures"] for each in (one, old, new)] == [["x86_64"], *[["arm64"]] * 2]
+    assert [each["DurableConfig"]["ExecutionTimeout"] for each in (one, old)] == [1, 2]
+    assert new["LoggingConfig"].items() >= {"LogGroup": f"/aws/lambda/{name}"}.items()
     asked = {"FunctionName": name, "CodeSha256": old["CodeSha256"]}
     invalid = "InvalidParameterValueException"
     assert new["CodeSha256"] in refused(invalid, f.publish_version, **asked)
@@ -143,13 +148,12 @@ def test_each_update_makes_the_next_publish_mint_a_version(account: Account) -> 
 def test_names_of_a_deleted_function_are_free(account: Account) -> None:
     name = account.create(CODE)
     waiting = account.start(name, TO_APPROVE, DurableExecutionName="same")
-    callback = account.callback(waiting)
     account.functions.delete_function(FunctionName=name)
     account.create(PLAIN, FunctionName=name)
     other = account.start(name, "/", DurableExecutionName="same")
     found = account.functions.list_durable_executions_by_function(FunctionName=name)
     assert [each["DurableExecutionArn"] for each in found["DurableExecutions"]] == [other]
-    account.send(callback, APPROVE)
+    account.send(account.callback(waiting), APPROVE)
     assert account.result(waiting)["status"] == "COMPLETED"
 
 
@@ -164,8 +168,9 @@ def test_one_answer_is_taken_and_none_after_the_end(account: Account) -> None:
     with pytest.raises(ClientError, match=r"InvalidParameterValueException.*utf-8"):
         account.send(callback, b"\xff")
     f.send_durable_execution_callback_heartbeat(CallbackId=callback)
-
     account.send(callback, APPROVE)
+    with pytest.raises(f.exceptions.CallbackTimeoutException):  # 注文は、まだ処理中
+        account.send(callback, APPROVE)
     assert account.result(arn)["approver"] == "sato"
     f.stop_durable_execution(DurableExecutionArn=stopped, Error={"ErrorMessage": "enough"})
     assert account.describe(stopped)["Error"]["ErrorMessage"] == "enough"
@@ -194,13 +199,10 @@ def test_history_has_all_that_the_model_requires(account: Account, function: str
         validate_parameters(event, model.shape_for("Event"))
     read = account.functions.get_durable_execution_history
     assert read(DurableExecutionArn=arn, ReverseOrder=True)["Events"] == events[::-1]
-    assert json.loads(events[0]["ExecutionStartedDetails"]["Input"]["Payload"]) == TO_APPROVE
-
     assert [asked["Timeout"] for asked in details(events, "CallbackStarted")] == [600]
     (failed,), (paid,) = (details(events, kind, "pay") for kind in ("StepFailed", "StepSucceeded"))
     assert failed["RetryDetails"].keys() == {"CurrentAttempt", "NextAttemptDelaySeconds"}
     assert paid["RetryDetails"] == {"CurrentAttempt": 2}
-
     invocations = details(events, "InvocationCompleted")
     assert len({invocation["RequestId"] for invocation in invocations}) == len(invocations) > 2
     assert not [i for i in invocations if "Error" in i or i["RequestId"] not in logged]
@@ -236,31 +238,53 @@ def test_worker_sees_the_zip_and_boto3_and_nothing_else(
     assert "PYTEST_CURRENT_TEST" not in seen["environ"]
     keys = {found["environ"]["AWS_ACCESS_KEY_ID"] for found in (seen, other)}
     assert len(keys | {account.access_key}) == 3
+    names = "function_name", "function_version", "memory_limit_in_mb"
+    assert [seen[name] for name in names] == [first, "1", "256"]
+    assert seen["invoked_function_arn"].endswith(f":function:{first}:1")
+    assert (0 < seen["left"][0] <= 30_000, seen["left"][1:]) == (True, [None, None])
+    stream = {"logGroupName": seen["log_group_name"], "logStreamName": seen["log_stream_name"]}
+    [printed] = account.logs.get_log_events(**stream)["events"]
+    assert seen["aws_request_id"] in printed["message"]
     with pytest.raises(ProcessLookupError):  # ウォーム状態のプロセスは増え続けない
         os.kill(seen["pid"], 0)
-    latest: list[Any] = []
-    for code in (PLAIN, PLAIN, zipped(BARE.replace('"pid"', '"new"'))):
+    pids = []
+    for code in (PLAIN, PLAIN, PLAIN + b" "):
         account.functions.update_function_code(FunctionName=name, ZipFile=code)
-        latest.append(account.result(account.start(name, "/", Qualifier="$LATEST")))
-    assert latest[0]["pid"] == latest[1]["pid"]
-    assert "new" in latest[2]
+        pids += [account.result(account.start(name, "/", Qualifier="$LATEST"))["pid"]]
+    assert pids[0] == pids[1] != pids[2]
 
 
-@pytest.mark.parametrize(
-    ("code", "kind", "message"),
-    [
-        ("import nowhere", "Runtime.ImportModuleError", "No module named 'nowhere'"),
+STEP = """
+import aws_durable_execution_sdk_python as sdk
+@sdk.durable_step
+def leave(ctx): raise KeyboardInterrupt
+@sdk.durable_execution
+def handler(event, context): return context.step(leave())
+"""
+EXIT = "RequestId: .* Error: Runtime exited with error: exit status"
+
+
+def test_mistake_in_the_code_fails_the_execution_and_is_logged(account: Account) -> None:
+    unable, syntax = "Runtime.ImportModuleError", "Runtime.UserCodeSyntaxError"
+    mistakes = [
+        ("import nowhere", unable, "Unable to import module 'mine': No module named 'nowhere'"),
+        ("def handler(:", syntax, "Syntax error in module 'mine': invalid syntax .*"),
         ("def handler(*_):\n    1 / 0", "ZeroDivisionError", "division by zero"),
-    ],
-)
-def test_mistake_in_the_code_fails_the_execution_and_is_logged(
-    account: Account, code: str, kind: str, message: str
-) -> None:
-    name = account.create(zipped(code))
-    execution = account.ended(account.start(name, {}))
-    assert execution["Error"].items() >= {"ErrorType": kind, "ErrorMessage": message}.items()
-    events = account.logs.filter_log_events(logGroupName=f"/aws/lambda/{name}")["events"]
-    assert json.loads(events[0]["message"])["errorType"] == kind
+        ("def handler(*_):\n    import nowhere", "ModuleNotFoundError", "No module .*"),
+        ("def handler(*_):\n    raise SystemExit(3)", "SystemExit", f"{EXIT} 3"),
+        (STEP, "KeyboardInterrupt", f"{EXIT} 1"),
+    ]
+    codes = [zipped(code, "mine.py", CODE) for code, *_ in mistakes]
+    names = [account.create(code, Handler="mine.handler") for code in codes]
+    arns = [account.start(name, {}) for name in names]
+    for name, arn, (_, kind, message) in zip(names, arns, mistakes, strict=True):
+        error = account.ended(arn)["Error"]
+        assert error["ErrorType"] == ("Runtime.ExitError" if EXIT in message else kind)
+        assert re.fullmatch(message, error["ErrorMessage"])
+        assert len(details(account.history(arn), "InvocationCompleted")) == 5
+        log = account.logs.filter_log_events(logGroupName=f"/aws/lambda/{name}")["events"]
+        said = [event["message"] for event in log]
+        assert any(re.match(rf'{kind}|{{.*"errorType": "{kind}"', text) for text in said)
 
 
 def test_speed_scales_every_durable_wait() -> None:

@@ -19,6 +19,10 @@ from types import SimpleNamespace
 from typing import Any
 
 STANDARD_FIELDS = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+FAULTS = {  # AWS では、初期化の間だけ、この名前とメッセージになる
+    ImportError: ("Runtime.ImportModuleError", "Unable to import module '{}': {}"),
+    SyntaxError: ("Runtime.UserCodeSyntaxError", "Syntax error in module '{}': {}"),
+}
 
 
 class Channel(io.RawIOBase):
@@ -52,7 +56,7 @@ class Channel(io.RawIOBase):
 class JsonLog(logging.Formatter):
     """Lambda の JSON 形式のログ。"""
 
-    request_id = ""
+    module, request_id = "", ""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -64,13 +68,21 @@ class JsonLog(logging.Formatter):
         }
         line |= {key: vars(record)[key] for key in vars(record).keys() - STANDARD_FIELDS}
         if record.exc_info and (error := record.exc_info[1]):
-            line |= described(error) | {"stackTrace": traceback.format_tb(error.__traceback__)}
+            line |= self.described(error) | {"stackTrace": traceback.format_tb(error.__traceback__)}
         return json.dumps(line, ensure_ascii=False, default=str)
 
+    def described(self, error: BaseException) -> dict[str, Any]:
+        for kind, (name, message) in FAULTS.items():
+            if self.module and isinstance(error, kind):
+                return {"errorType": name, "errorMessage": message.format(self.module, error)}
+        return {"errorType": type(error).__name__, "errorMessage": str(error)}
 
-def described(error: BaseException) -> dict[str, Any]:
-    kind = "Runtime.ImportModuleError" if isinstance(error, ImportError) else type(error).__name__
-    return {"errorType": kind, "errorMessage": str(error)}
+
+class LambdaContext(SimpleNamespace):
+    identity = client_context = None  # モバイルアプリからの呼び出しだけにある
+
+    def get_remaining_time_in_millis(self) -> int:
+        return max(int((self.deadline - time.time()) * 1000), 0)
 
 
 def main() -> None:
@@ -82,22 +94,28 @@ def main() -> None:
     root.handlers[0].setFormatter(log)
     root.setLevel(logging.INFO)
     try:
-        module, _, attribute = os.environ["_HANDLER"].rpartition(".")
-        handler = getattr(importlib.import_module(module), attribute)
+        log.module, _, attribute = os.environ["_HANDLER"].rpartition(".")
+        handler = getattr(importlib.import_module(log.module), attribute)
     except Exception as error:  # noqa: BLE001 利用者のコードはどんな例外も送出しうる
         root.exception(error)
-        return channel.send(error=described(error))
+        return channel.send(error=log.described(error))
+    log.module = ""
     channel.send(ready=True)
     while True:
         job = channel.jobs.get()
-        log.request_id = job["request_id"]
-        context = SimpleNamespace(aws_request_id=job["request_id"])
+        event, context = job.pop("event"), LambdaContext(**job)
+        log.request_id = context.aws_request_id
         try:
-            channel.send(result=json.dumps(handler(job["event"], context)))
+            channel.send(result=json.dumps(handler(event, context)))
         except Exception as error:  # noqa: BLE001 利用者のコードはどんな例外も送出しうる
             root.exception(error)
-            channel.send(error=described(error))
+            channel.send(error=log.described(error))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BaseException as error:  # noqa: BLE001 sys.exit() でも、AWS と同じく終了する
+        traceback.print_exc()
+        code = error.code if isinstance(error, SystemExit) else 1
+        os._exit(code if isinstance(code, int) else bool(code))

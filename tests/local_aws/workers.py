@@ -69,7 +69,17 @@ class Worker:
         if not self.ready:
             self._answer(INIT_SECONDS, request_id)
             self.ready = True
-        job = {"event": event, "request_id": request_id}
+        job = {
+            "event": event,
+            "aws_request_id": request_id,
+            "function_name": self.function.function_name,
+            "function_version": str(self.function.version),
+            "invoked_function_arn": self.function.function_arn,
+            "memory_limit_in_mb": str(self.function.memory_size),  # AWS でも文字列
+            "log_group_name": self.function.logs_group_name,
+            "log_stream_name": self.stream,
+            "deadline": time.time() + self.function.timeout,
+        }
         self.connection.send_bytes(json.dumps(job).encode())
         return str(self._answer(self.function.timeout, request_id)["result"])
 
