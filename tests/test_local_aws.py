@@ -238,9 +238,8 @@ def test_worker_sees_the_zip_and_boto3_and_nothing_else(
     assert "PYTEST_CURRENT_TEST" not in seen["environ"]
     keys = {found["environ"]["AWS_ACCESS_KEY_ID"] for found in (seen, other)}
     assert len(keys | {account.access_key}) == 3
-    names = "function_name", "function_version", "memory_limit_in_mb"
-    assert [seen[name] for name in names] == [first, "1", "256"]
-    assert seen["invoked_function_arn"].endswith(f":function:{first}:1")
+    assert [seen["function_name"], seen["memory_limit_in_mb"]] == [first, "256"]
+    assert seen["invoked_function_arn"].endswith(f":function:{first}:{seen['function_version']}")
     assert (0 < seen["left"][0] <= 30_000, seen["left"][1:]) == (True, [None, None])
     stream = {"logGroupName": seen["log_group_name"], "logStreamName": seen["log_stream_name"]}
     [printed] = account.logs.get_log_events(**stream)["events"]
@@ -337,6 +336,8 @@ def test_what_keeps_it_from_starting_is_one_sentence() -> None:
             (["-c", MISSING], r"パッケージ moto\S* がありません。.*pip install[^。]+"),
             (["tests/local_aws"], "[^。]+`python -m tests.local_aws` を[^。]+"),
             (taken, r"ポート \d+ は[^。]+（Address already in use）。[^。]+か、--port [^。]+"),
+            ([*taken[:-1], "99999"], r"ポート 99999 は[^。]+（Invalid argument）。[^。]+"),
+            ([*taken[:2], "--speed", "0"], "--speed は 0 より大きく[^。]+"),
         ):
             run = [sys.executable, *arguments]
             done = subprocess.run(run, cwd=deploy.ROOT, capture_output=True, text=True)

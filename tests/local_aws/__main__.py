@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -48,15 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     if not 0 < options.speed <= 10_000:
-        parser.error("--speed は 0 より大きく 10,000 以下にしてください")
+        sys.exit("--speed は 0 より大きく 10,000 以下にしてください。")
     try:
         aws = LocalAws(
             options.port, options.speed, lambda line: show(f"{time.strftime('%H:%M:%S')}  {line}")
         )
-    except OSError as error:
-        why, cure = os.strerror(error.errno or 0), "--port で別の番号を指定してください。"
+    except (OSError, OverflowError) as error:  # OverflowError は 65535 より大きい番号
+        number, cure = (
+            getattr(error, "errno", errno.EINVAL),
+            "--port で別の番号を指定してください。",
+        )
         cure = f"ローカル AWS が起動したままでないか確認するか、{cure}"
-        sys.exit(f"ポート {options.port} は使用できません（{why}）。{cure}")
+        sys.exit(f"ポート {options.port} は使用できません（{os.strerror(number)}）。{cure}")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())

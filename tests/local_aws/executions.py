@@ -202,8 +202,7 @@ OPERATIONS: dict[str, Callable[[Executions, Params], dict[str, Any]]] = {
 
 def as_aws_writes(events: list[model.Event], execution: Execution) -> list[dict[str, Any]]:
     """ランナーの履歴に、AWS だけが記録する項目を補う。events は最初からの全イベント。"""
-    # ランナーと同じく、終了した順。
-    invocations = iter(sorted(execution.invocation_completions, key=lambda i: i.end_timestamp))
+    invocations = iter(execution.invocation_completions)
     started: defaultdict[str, list[Any]] = defaultdict(list)
     ended: defaultdict[str, list[Any]] = defaultdict(list)
     for update in map(OperationUpdate.to_dict, execution.updates):
