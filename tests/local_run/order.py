@@ -1,38 +1,43 @@
 """注文 1 件を、記録があればその続きから、実時間で処理する。"""
 
 import contextlib
-import inspect
 import json
 import logging
 import math
 import os
+import re
 import select
 import sys
 import time
 import unicodedata
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from aws_durable_execution_sdk_python.config import Duration
 from aws_durable_execution_sdk_python.execution import durable_execution
 from aws_durable_execution_sdk_python.lambda_service import (
     CallbackOptions,
     CallbackTimeoutType,
     ErrorObject,
-    OperationStatus,
 )
+from aws_durable_execution_sdk_python.state import ExecutionState
 from aws_durable_execution_sdk_python_testing.exceptions import ResourceNotFoundException
 from aws_durable_execution_sdk_python_testing.execution import Execution, ExecutionStatus
 
 from tests.timeline import draw
 
 from . import README_ORDER
+from .mistakes import described, tell
 from .progress import Progress
 from .record import OrderStore, UnusableOrderError, open_record
-from .runner import LocalRunner, OrderClock
+from .runner import LocalRunner
 from .screen import say, stop
+from .waits import FOREVER, Wait, waits_of
 
 DECISIONS = {"yes": True, "y": True, "はい": True, "no": False, "n": False, "いいえ": False}
 
@@ -45,23 +50,30 @@ def process(app: ModuleType, arguments: list[str], speed: float = 1) -> None:
     folder = Path(str(app.__file__)).resolve().parent / ".orders"
     try:
         order = read_order(arguments)
-        app.validate(order)
-        store = open_record(folder / f"{order['order_id']}.db", speed)
-        execution, picture = run(app, order, store)
-    except (app.InvalidOrderError, UnusableOrderError) as error:
+        getattr(app, "validate", lambda _: None)(order)
+        name = str(order.get("order_id")) if isinstance(order, dict) else ""
+        name = name if re.fullmatch("[A-Za-z0-9_-]{1,64}", name) else "order"
+        store = open_record(folder / f"{name}.db", speed)
+        execution, picture = run(app, order, name, store)
+    except UnusableOrderError as error:
         stop(f"{error}。", 1)
+    except Exception as error:  # noqa: BLE001 validate が示す理由か、app.py の間違い
+        ours = type(error).__module__ == app.__name__ and str(error)
+        stop(f"{ours or tell(app, error)}。", 1)
     say(f"\n{picture}\n")
-    failed = show_result(execution)
+    failed = show_result(execution, store)
     store.delete()  # 表示できずに止まれば、記録は残り、次のコマンドが表示する
     stop(None, 1 if failed else 0)
 
 
 def load(program: str) -> ModuleType:
     """ファイル名が何でも、モジュール app として読み込む。"""
-    loader = SourceFileLoader("app", program)
     app = sys.modules["app"] = ModuleType("app")
     app.__file__ = program
-    loader.exec_module(app)
+    try:
+        SourceFileLoader("app", program).exec_module(app)
+    except BaseException as error:  # noqa: BLE001
+        stop(f"{Path(program).name} を読み込めません: {tell(app, error)}。", 1)
     return app
 
 
@@ -84,39 +96,66 @@ def read_order(arguments: list[str]) -> Any:
     raise UnusableOrderError(problem)
 
 
-def run(app: ModuleType, order: Any, store: OrderStore) -> tuple[Execution, str]:
-    """注文を完了まで処理し、その実行と図を返す。承認はターミナルで尋ねる。"""
+def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> tuple[Execution, str]:
+    """注文を完了まで処理し、その実行と図を返す。コールバックへの回答はターミナルで尋ねる。"""
     execution, clock = store.recorded, store.clock
     text = json.dumps(order, sort_keys=True)
     if execution and execution.start_input.input != text:
         raise UnusableOrderError(
-            f"注文 {order['order_id']} には、内容の異なる処理途中の記録があります。"
+            f"注文 {name} には、内容の異なる処理途中の記録があります。"
             "元の内容で実行するか、order_id を変えてください"
         )
     progress = Progress(app, store)
     logging.root.addHandler(progress)
     logging.root.setLevel(logging.INFO)
+    check_sizes(progress)
+    # 何も動けなかった間の時間は、止めている間の時間と同じように扱う
+    clock.jumped = lambda: os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
-    handler = durable_execution(inspect.unwrap(app.handler), plugins=[progress])
+    # __wrapped__ は、@durable_execution のすぐ下に書かれたもの。デコレーターも含む
+    handler = durable_execution(progress.watch(app.handler.__wrapped__), plugins=[progress])
     with LocalRunner(handler, clock=clock, store=store) as runner:
         if execution is None:
             say("AWS に接続せず、手元の Python で注文を処理します。")
-            timeout = app.EXECUTION_TIMEOUT.to_seconds()
-            arn = runner.run_async(text, timeout, execution_name=order["order_id"])
+            timeout = getattr(app, "EXECUTION_TIMEOUT", Duration.from_minutes(20)).to_seconds()
+            arn = runner.run_async(text, timeout, execution_name=name)
         else:
             say("前回の続きから、注文の処理を再開します。")
             arn = execution.durable_execution_arn
             resume(runner, store, execution)
+
+        def is_open(callback: Wait) -> bool:
+            execution = store.load(arn)
+            waits = [] if execution.is_complete else waits_of(execution)
+            return callback in waits and callback.due > clock.now()
+
         while not (execution := store.load(arn)).is_complete:
-            callback = open_callback(execution)
-            if callback and progress.idle and callback[1] > clock.now():
-                answer = ask_approver(clock, callback[1])
+            waits = waits_of(execution) if progress.idle else []
+            for callback in [wait for wait in waits if wait.callback_id and is_open(wait)][:1]:
+                left = f"あと {(callback.due - clock.now()).total_seconds():.0f} 秒"
+                limit = left if callback.due < FOREVER else "期限なし"
+                say(f"{callback.label} への回答を入力してください（{limit}）。")
+                answer = ask_approver(partial(is_open, callback))
                 if answer is not None:
                     with contextlib.suppress(ResourceNotFoundException):  # 期限が先に来た
-                        runner.send_callback_success(callback[0], answer)
+                        runner.send_callback_success(callback.callback_id, answer)
             time.sleep(0.1)
         events = [event.to_dict() for event in runner.get_execution_history(arn).events]
     return execution, draw(events, clock.now(), store.invocations())
+
+
+def check_sizes(progress: Progress) -> None:
+    """SDK が送る前に、どの結果の大きさも調べる。
+
+    送る前に通る公開 API はない。SDK の非公開 API は、ここだけで使う。
+    """
+    measure = ExecutionState._calculate_operation_size
+
+    def checked(item: Any) -> int:
+        progress.check_size(item.operation_update)
+        return measure(item)
+
+    ExecutionState._calculate_operation_size = staticmethod(checked)  # type: ignore[method-assign, assignment]
 
 
 def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None:
@@ -127,55 +166,43 @@ def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None
     """
     if execution.is_complete:
         return
-    # ランナーには、記録から再開する公開 API がない。次の 3 つの非公開 API は、ここだけで使う。
+    # ランナーには、記録から再開する公開 API がない。次の 2 つの非公開 API は、ここだけで使う。
     executor = runner._executor
-    now = store.clock.now()
+    arn, now, waits = execution.durable_execution_arn, store.clock.now(), waits_of(execution)
     start = execution.get_operation_execution_started().start_timestamp
     assert start
     last = store.last_time or start
-    callback = open_callback(execution)
-    due = callback[1] if callback else executor._earliest_pending_timestamp(execution)
-    left = start - min(now, max(last, due or last))
+    left = start - min(now, max(last, waits[0].due if waits else last))
     left += timedelta(seconds=execution.start_input.execution_timeout_seconds)
     if left <= timedelta(0):
         execution.complete_timeout(ErrorObject.from_message("ExecutionTimeout"), now)
     execution.complete_due_operations(now)
-    if callback and callback[1] <= now:
-        kind = CallbackTimeoutType.TIMEOUT.value
-        execution.complete_callback_timeout(callback[0], ErrorObject(kind, kind, None, None), now)
-        callback = None
+    callbacks = [wait for wait in waits if wait.callback_id]
+    for callback in callbacks:
+        if callback.due <= now:
+            kind = callback.timeout_type.value
+            error = ErrorObject(kind, kind, None, None)
+            execution.complete_callback_timeout(callback.callback_id, error, now)
     store.update(execution)
     if execution.is_complete:
         return
     executor._launch_execution(execution, math.ceil(left.total_seconds()))
-    if callback:
-        options = CallbackOptions(math.ceil((callback[1] - now).total_seconds()))
-        executor._schedule_callback_timeouts(execution.durable_execution_arn, options, callback[0])
+    for callback in callbacks:
+        if now < callback.due < FOREVER:
+            seconds = math.ceil((callback.due - now).total_seconds())
+            timeout = callback.timeout_type is CallbackTimeoutType.TIMEOUT
+            options = CallbackOptions(*((seconds, 0) if timeout else (0, seconds)))
+            executor._schedule_callback_timeouts(arn, options, callback.callback_id)
 
 
-def open_callback(execution: Execution) -> tuple[str, datetime] | None:
-    """回答を待っているコールバックの ID と期限。"""
-    for operation in execution.operations:
-        if operation.callback_details and operation.status is OperationStatus.STARTED:
-            assert operation.start_timestamp
-            seconds = next(
-                update.callback_options.timeout_seconds
-                for update in execution.updates
-                if update.callback_options and update.operation_id == operation.operation_id
-            )
-            expiry = operation.start_timestamp + timedelta(seconds=seconds)
-            return operation.callback_details.callback_id, expiry
-    return None
-
-
-def show_result(execution: Execution) -> bool:
+def show_result(execution: Execution, store: OrderStore) -> bool:
     """結果か、結果がないまま終わった理由を表示する。後者なら True。"""
     assert execution.result
     if execution.current_status() is ExecutionStatus.TIMED_OUT:
         minutes = execution.start_input.execution_timeout_seconds // 60
         reason = f"開始から {minutes} 分の実行タイムアウト（ExecutionTimeout）を超えました"
-    elif execution.result.error:
-        reason = str(execution.result.error.message)
+    elif error := execution.result.error:
+        reason = store.failure() or described(error.type, error.message)
     else:
         result = json.loads(execution.result.result or "null")
         say(json.dumps(result, ensure_ascii=False, indent=2))
@@ -184,8 +211,8 @@ def show_result(execution: Execution) -> bool:
     return True
 
 
-def ask_approver(clock: OrderClock, expiry: datetime) -> bytes | None:
-    """承認するかどうかを尋ね、コールバックに送る回答を返す。期限を過ぎていれば None。
+def ask_approver(is_open: Callable[[], bool]) -> bytes | None:
+    """承認するかどうかを尋ね、コールバックに送る回答を返す。is_open でなくなれば None。
 
     入力が終われば（EOF）却下とする。ターミナルが閉じられたときは回答とせず、プロセスを終える。
     """
@@ -193,11 +220,11 @@ def ask_approver(clock: OrderClock, expiry: datetime) -> bytes | None:
     try:
         approver = word = ""
         while not approver:
-            approver = ask("承認者の名前: ", clock, expiry)
+            approver = ask("承認者の名前: ", is_open)
         while word not in DECISIONS:
-            word = ask("承認しますか（yes か no）: ", clock, expiry).casefold()
+            word = ask("承認しますか（yes か no）: ", is_open).casefold()
     except TimeoutError:
-        say("\n期限が過ぎました。")
+        say("\n回答の期限が過ぎました。")
         return None
     except (EOFError, OSError) as error:
         if isinstance(error, OSError) or (at_terminal and not os.isatty(0)):
@@ -207,18 +234,16 @@ def ask_approver(clock: OrderClock, expiry: datetime) -> bytes | None:
     return json.dumps({"approved": DECISIONS[word], "approver": approver}).encode()
 
 
-def ask(question: str, clock: OrderClock, expiry: datetime) -> str:
-    """ターミナルから回答を 1 行読み取る。期限を過ぎれば TimeoutError、入力が終われば EOFError。"""
+def ask(question: str, is_open: Callable[[], bool]) -> str:
+    """ターミナルから回答を 1 行読み取る。締め切られれば TimeoutError、入力が終われば EOFError。"""
     say(question, end="")
     line = b""
     while not line.endswith(b"\n"):
-        left = clock.arm(expiry)
-        if left and not select.select([0], [], [], min(left / clock.speed, 1))[0]:
-            continue
-        char = os.read(0, 1) if left else b""  # 次の回答を先読みしない
-        if not clock.arm(expiry):  # 届いてから時計を見る。止められていた間に過ぎたかもしれない
+        ready = select.select([0], [], [], 0.2)[0]
+        char = os.read(0, 1) if ready else b""  # 次の回答を先読みしない
+        if not is_open():  # 届いてから確認する。止められていた間に締め切られたかもしれない
             raise TimeoutError
-        if not char and not line:
+        if ready and not char and not line:
             raise EOFError
-        line += char or b"\n"
+        line += char or (b"\n" if ready else b"")
     return unicodedata.normalize("NFKC", line.decode(errors="replace")).strip()

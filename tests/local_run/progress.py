@@ -2,22 +2,32 @@
 
 import logging
 import math
-from datetime import datetime
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from aws_durable_execution_sdk_python.exceptions import SuspendExecution
 from aws_durable_execution_sdk_python.lambda_service import OperationStatus
 from aws_durable_execution_sdk_python.plugin import (
     DurableInstrumentationPlugin,
     InvocationEndInfo,
     InvocationStartInfo,
     InvocationStatus,
+    OperationChangeInfo,
+    OperationEndInfo,
+    OperationInfo,
+    OperationStartInfo,
     UserFunctionEndInfo,
-    UserFunctionOutcome,
 )
 
+from .mistakes import described, line_of, mismatch, tell
 from .record import OrderStore
 from .screen import say, stop
+from .waits import label, waits_of
+
+LIMIT = 256 * 1024  # ステップなどの結果の上限（バイト）
 
 
 class Progress(DurableInstrumentationPlugin, logging.Handler):
@@ -29,8 +39,12 @@ class Progress(DurableInstrumentationPlugin, logging.Handler):
     def __init__(self, app: ModuleType, store: OrderStore) -> None:
         super().__init__()
         self.app, self.store, self.clock = app, store, store.clock
+        self.program = Path(str(app.__file__)).name
         self.idle = False
         self.started = self.clock.now()
+        self.operations: dict[str, OperationInfo] = {}
+        self.failures: dict[str, tuple[int | None, str]] = {}  # まだ表示していない失敗
+        self.failure: str | None = None  # ハンドラーの失敗
 
     def show(self, text: str) -> None:
         say(f"{(self.clock.now() - self.started).total_seconds():5.1f} 秒  {text}")
@@ -38,47 +52,114 @@ class Progress(DurableInstrumentationPlugin, logging.Handler):
     def create_plugin(self, info: InvocationStartInfo) -> "Progress":
         return self
 
+    def watch(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """handler の失敗を、起きた行とともに覚える。"""
+
+        def watched(*arguments: Any) -> Any:
+            try:
+                return handler(*arguments)
+            except BaseException as error:
+                self.end_if_it_kills(error)
+                self.failure = tell(self.app, error)
+                raise
+
+        return watched
+
+    def end_if_it_kills(self, error: BaseException | None) -> None:
+        """SystemExit などなら、プロセスを終える。ランナーは、その先へ進めなくなる。"""
+        sdk = SuspendExecution.__module__
+        if error and not isinstance(error, Exception) and type(error).__module__ != sdk:
+            stop(
+                f"{type(error).__name__} で呼び出しが異常終了しました"
+                f"（{line_of(self.app, error)}。Lambda では Runtime.ExitError になります）。"
+                f"記録は残るので、{self.program} を修正して再開できます。",
+                1,
+            )
+
     def on_invocation_start(self, info: InvocationStartInfo) -> None:
         assert info.execution_start_time
-        self.idle, self.started = False, info.execution_start_time
+        self.idle, self.started, self.failure = False, info.execution_start_time, None
+        self.operations = dict(info.operations)
         number = self.store.began()
         self.show(f"呼び出し {number} 回目" + ("" if info.is_first_invocation else ": リプレイ"))
+        succeeded = {
+            key: operation
+            for key, operation in info.operations.items()
+            if operation.status is OperationStatus.SUCCEEDED
+        }
         done = [
-            operation.name
-            for operation in info.operations.values()
-            if operation.status is OperationStatus.SUCCEEDED and operation.name
+            label(operation, info.operations)
+            for operation in succeeded.values()
+            if operation.parent_id not in succeeded
         ]
         if done:
             self.show(f"  記録済み: {', '.join(done)}")
 
+    def on_operation_start(self, info: OperationStartInfo) -> None:
+        self.operations[info.operation_id] = info
+
     def emit(self, record: logging.LogRecord) -> None:
-        step = getattr(record, "operationName", None)
-        if step or record.name == self.app.__name__:
+        if hasattr(record, "executionArn") or record.name == self.app.__name__:
             try:
                 message = record.getMessage()
             except Exception:  # noqa: BLE001 ログの書き間違いで、注文を失敗させない
                 return self.handleError(record)
-            self.show(f"  {step or '':14} {message}")
+            found = getattr(record, "operationId", None) or getattr(record, "parentId", None)
+            operation = self.operations.get(found or "")
+            name = label(operation, self.operations) if operation else ""
+            self.show(f"  {name:14} {message}")
 
     def on_user_function_end(self, info: UserFunctionEndInfo) -> None:
-        if info.outcome is UserFunctionOutcome.FAILED and info.error:
-            retryable = [kind.__name__ for kind in self.app.RETRY.retryable_error_types]
-            again = (info.error.type or "").rpartition(".")[2] in retryable
-            which = f"{info.attempt} 回目は失敗" if again else "失敗"
-            self.show(f"  {info.name:14} {which}: {info.error.message}")
+        error = sys.exception()  # SDK は、例外が伝わる間に呼び出す
+        self.end_if_it_kills(error)
+        if isinstance(error, Exception) and not hasattr(error, "error_type"):
+            ours = type(error).__module__ == self.app.__name__ and str(error)
+            self.failures[info.operation_id] = (info.attempt, ours or tell(self.app, error))
 
-    def on_invocation_end(self, info: InvocationEndInfo) -> None:
-        error = (info.error and info.error.type) or ""
-        if error.endswith(".NonDeterministicExecutionError"):
-            name = Path(str(self.app.__file__)).name
+    def on_operation_end(self, info: OperationEndInfo) -> None:
+        if info.status is OperationStatus.FAILED and info.error and not info.is_replayed:
+            unknown = (None, described(info.error.type, info.error.message))
+            _, reason = self.failures.pop(info.operation_id, unknown)
+            self.show(f"  {label(info, self.operations):14} 失敗: {reason}")
+
+    def on_operation_change(self, info: OperationChangeInfo) -> None:
+        for key, operation in info.updated_operations.items():
+            if operation.status is OperationStatus.PENDING and key in self.failures:
+                attempt, reason = self.failures.pop(key)
+                name = label(operation, info.operations)
+                self.show(f"  {name:14} {attempt} 回目は失敗: {reason}")
+
+    def check_size(self, update: Any) -> None:
+        """上限を超えた結果は、AWS では拒否される。SDK は、750 KB を超えると永久に送り直す。"""
+        size = len(((update and update.payload) or "").encode())
+        if size > LIMIT:
+            name = label(update, self.operations)
             stop(
-                f"{name} の処理の流れが、処理途中の注文の記録と一致しません。"
-                f"{name} を元に戻すか、order_id を変えてください。",
+                f"{name} の結果が大きすぎます（{size / 1024:,.0f} KB。上限は 256 KB です）。"
+                f"記録は残るので、{self.program} を修正して再開できます。",
                 1,
             )
-        self.store.ended()
+
+    def on_invocation_end(self, info: InvocationEndInfo) -> None:
+        kind, message = (info.error.type or "", info.error.message) if info.error else ("", "")
+        if kind.endswith(".NonDeterministicExecutionError"):
+            recorded = [
+                self.operations[key] for key in self.operations if f"'{key}'" in str(message)
+            ]
+            stop(
+                f"処理の流れが、処理途中の注文の記録と一致しません"
+                f"（{mismatch(str(message), recorded[0] if recorded else None)}）。"
+                f"{self.program} を変更したなら、元に戻すか、order_id を変えてください。"
+                "変更していないなら、時刻や乱数、外部の値、finally のように、"
+                "リプレイのたびに変わるものによって流れが変わっています。",
+                1,
+            )
+        failed = info.status is InvocationStatus.FAILED
+        self.store.ended((self.failure or described(kind, message)) if failed else None)
         if info.status is InvocationStatus.PENDING:
             self.show_wait(str(info.execution_arn))
+        elif info.status is InvocationStatus.RETRY:
+            self.show(f"呼び出しが異常終了しました: {described(kind, message)}")
         else:
             self.show_end()
         self.idle = True
@@ -95,19 +176,12 @@ class Progress(DurableInstrumentationPlugin, logging.Handler):
         )
 
     def show_wait(self, arn: str) -> None:
-        for operation in reversed(self.store.load(arn).operations):
-            wait, step, status = operation.wait_details, operation.step_details, operation.status
-            if wait and wait.scheduled_end_timestamp and status is OperationStatus.STARTED:
-                left = self.seconds_until(wait.scheduled_end_timestamp)
-                what = f"あと {left} 秒待ちます" if left else "すぐに再開します"
-            elif step and step.next_attempt_timestamp and status is OperationStatus.PENDING:
-                left = self.seconds_until(step.next_attempt_timestamp)
-                what = f"{left} 秒後に再試行します" if left else "すぐに再試行します"
-            elif operation.callback_details and status is OperationStatus.STARTED:
+        for wait in waits_of(self.store.load(arn))[:1]:
+            left = max(math.ceil((wait.due - self.clock.now()).total_seconds()), 0)
+            if wait.callback_id:
                 what = "承認者の回答を待ちます"
+            elif wait.retry:
+                what = f"{left} 秒後に再試行します" if left else "すぐに再試行します"
             else:
-                continue
-            return self.show(f"{operation.name}: {what}。その間、ハンドラーは動きません")
-
-    def seconds_until(self, moment: datetime) -> int:
-        return max(math.ceil((moment - self.clock.now()).total_seconds()), 0)
+                what = f"あと {left} 秒待ちます" if left else "すぐに再開します"
+            self.show(f"{wait.label}: {what}。その間、ハンドラーは動きません")

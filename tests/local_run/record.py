@@ -17,7 +17,7 @@ from .screen import stop
 MARK = b"ordr"  # このデモの記録の印（SQLite の application_id）。ファイルの 68 バイト目から入る
 SCHEMA = f"""
     PRAGMA application_id = {int.from_bytes(MARK)};
-    CREATE TABLE invocations (began REAL, ended REAL);
+    CREATE TABLE invocations (began REAL, ended REAL, failure TEXT);
 """
 
 
@@ -80,15 +80,23 @@ class OrderStore(SQLiteExecutionStore):
 
     def began(self) -> int:
         """呼び出しの開始を記録し、何回目かを返す。"""
-        insert = "INSERT INTO invocations VALUES (?, NULL)"
+        insert = "INSERT INTO invocations (began) VALUES (?)"
         with self._connection() as database:
             return int(database.execute(insert, [self.clock.now().timestamp()]).lastrowid or 0)
 
-    def ended(self) -> None:
+    def ended(self, failure: str | None) -> None:
+        """呼び出しの終了と、失敗していればその説明を記録する。"""
         last = "(SELECT max(rowid) FROM invocations)"
-        update = f"UPDATE invocations SET ended = ? WHERE rowid = {last}"
+        update = f"UPDATE invocations SET ended = ?, failure = ? WHERE rowid = {last}"
         with self._connection() as database:
-            database.execute(update, [self.clock.now().timestamp()])
+            database.execute(update, [self.clock.now().timestamp(), failure])
+
+    def failure(self) -> str | None:
+        """最後の呼び出しが失敗した理由。"""
+        select = "SELECT failure FROM invocations ORDER BY rowid DESC LIMIT 1"
+        with self._connection() as database:
+            row = database.execute(select).fetchone()
+        return row and str(row[0] or "")
 
     def invocations(self) -> list[tuple[datetime, datetime | None]]:
         """呼び出しの開始と終了。中断した呼び出しには、終了がない。"""

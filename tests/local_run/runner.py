@@ -36,18 +36,25 @@ class OrderClock:
 
     スリープした時間は進むが（壁時計で計る）、壁時計が戻されても戻らない（経過時間で計る）。
     start より前の時刻からは始まらない。飛ばす時計（SkipClock）と違い、出来事の順番は変わらない。
+    タイマーが 1 秒おきに見るので、前に見てから GAP 秒を超えていれば、その間は何も動けなかった
+    （Ctrl-Z、スリープ、進められた壁時計）。そのときは、時刻を返す前に jumped を呼び出す。
     """
+
+    GAP = 10
 
     def __init__(self, speed: float = 1, start: datetime | None = None) -> None:
         self.speed = speed
         self._lock = threading.Lock()
         self._wall, self._ticks = datetime.now(UTC), time.monotonic()
         self._now = max(start or self._wall, self._wall)
+        self.jumped: Callable[[], None] | None = None
 
     def now(self) -> datetime:
         with self._lock:
             wall, ticks = datetime.now(UTC), time.monotonic()
             passed = max(wall - self._wall, timedelta(seconds=ticks - self._ticks))
+            if self.jumped and passed > timedelta(seconds=self.GAP):
+                self.jumped()
             self._now += passed * self.speed
             self._wall, self._ticks = wall, ticks
             return self._now

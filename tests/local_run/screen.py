@@ -16,8 +16,6 @@ INTERRUPTED = "\n中断しました。同じコマンドをもう一度実行す
 def prepare() -> None:
     """シグナルと、表示できない文字の扱いを決める。"""
     signal.signal(signal.SIGINT, lambda *_: stop(INTERRUPTED, 130))
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -25,14 +23,13 @@ def prepare() -> None:
 
 def say(text: str, end: str = "\n", file: "TextIO | None" = None) -> None:
     """表示する。できなければ、ステップの途中でもプロセスを終える。"""
-    file = file or sys.stdout
     try:
-        if file is None:
-            raise OSError("出力先が閉じています")
         print(text, end=end, file=file, flush=True)
     except OSError as error:
-        why = error.strerror or error
-        stop(f"表示できません（{why}）。記録は残るので、表示できるようにして再開してください。", 1)
+        stop(
+            f"表示できません（{error.strerror}）。記録は残るので、表示できるようにして再開してください。",
+            1,
+        )
 
 
 def stop(sentence: "str | None", code: int) -> "NoReturn":

@@ -3,8 +3,8 @@
 請求も通知もフォルダーのファイルに記録するので、プロセスが強制終了されても残る。環境変数 BOOKS が
 あれば、そのフォルダーで app.py の外部サービスを置き換える。ローカル AWS へは app.py と並べて
 デプロイする。`python -m tests.support.outside [注文]` は、5 倍速の `python app.py [注文]` になる。
-時計は環境変数 SPEED 倍で、LATER の秒数だけ進んだ状態で始まる。FREEZE の言葉か「line 行数」を
-表示した所で、SIGCONT が届くまで止まる。
+時計は環境変数 SPEED 倍で、LATER の秒数だけ進んだ状態で始まる。FREEZE の言葉を表示した所で、
+SIGCONT が届くまで止まり、その間に JUMP の秒数が過ぎる。
 """
 
 import json
@@ -125,7 +125,6 @@ handler = app.handler
 
 if __name__ == "__main__":
     from datetime import datetime, timedelta
-    from itertools import count
     from unittest import mock
 
     from tests.local_run import record, screen
@@ -133,16 +132,20 @@ if __name__ == "__main__":
     from tests.local_run.runner import OrderClock as Clock
 
     screen.prepare()
-    later, freeze = timedelta(seconds=float(os.environ.get("LATER", "0"))), os.environ.get("FREEZE")
-    lines = count(1)
+    later, freeze, jump = map(os.environ.get, ("LATER", "FREEZE", "JUMP"))
+    clocks: list[Clock] = []
 
     def start(speed: float, last: datetime | None) -> Clock:
-        return Clock(speed, Clock(speed, last).now() + later)
+        clocks.append(Clock(speed, Clock(speed, last).now() + timedelta(seconds=float(later or 0))))
+        return clocks[-1]
 
     def show(text: str, **options: Any) -> None:
         print(text, **options)
-        if freeze and (freeze in text or freeze == f"line {next(lines)}"):
+        if freeze and freeze in text:
             os.kill(os.getpid(), signal.SIGSTOP)
+            if jump:  # 止まっている間に、この秒数が過ぎた
+                os.environ.update(LATER=jump, FREEZE="")
+                clocks[-1]._wall -= timedelta(seconds=float(jump))
 
     with (
         mock.patch.object(record, "OrderClock", start),

@@ -25,17 +25,19 @@ class Terminal:
     def start(self, *orders: Any, **options: Any) -> "subprocess.Popen[str]":
         """注文（辞書か引数の文字列）の処理を始める。program は FAST か APP か、Python の引数。
 
-        freeze があれば、それを表示した所で止まり、動かさなければ進まないのを待つ。
+        freeze があれば、それを表示した所で止まり、動かさなければ進まないのを待つ。動かすと、時計が
+        jump 秒進んでいる。
         """
         texts = [order if isinstance(order, str) else json.dumps(order) for order in orders]
         program, freeze = options.pop("program", FAST), options.pop("freeze", "")
+        jump = str(options.pop("jump", ""))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        fast = {"BOOKS": str(self.services.books), "LATER": str(self.later), "FREEZE": freeze}
+        fast = {"BOOKS": str(self.services.books), "LATER": str(self.later)}
         process = subprocess.Popen(
             [sys.executable, *program, *texts],
             cwd=self.folder,
             text=True,
-            **{**pipes, "env": os.environ | fast, **options},
+            **{**pipes, "env": os.environ | fast | {"FREEZE": freeze, "JUMP": jump}, **options},
         )
         if freeze:
             assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])

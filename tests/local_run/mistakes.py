@@ -1,0 +1,51 @@
+"""app.py のエラーを、型とメッセージと、起きた行で 1 文にする。"""
+
+import re
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+HINTS = {  # メッセージの正規表現と、対処方法
+    r"\bcoroutine\b": "。async def ではなく def にしてください",
+    r"\bfunction\b": "。ステップは context.step() で実行してください",
+    r"\bJSON serializable\b": "。結果には JSON にできる値だけを使ってください",
+}
+
+
+def tell(app: ModuleType, error: BaseException) -> str:
+    """型、メッセージ、app.py の行。ステップなどのエラーなら、元のエラーのもの。"""
+    while getattr(error, "error_type", None) and error.__context__:
+        error = error.__context__
+    kind = getattr(error, "error_type", None) or type(error).__name__
+    return described(kind, getattr(error, "msg", None) or str(error), line_of(app, error))
+
+
+def described(kind: str | None, message: str | None, place: str = "") -> str:
+    hint = next((HINTS[form] for form in HINTS if re.search(form, message or "")), "")
+    inside = (place + hint).removeprefix("。")
+    name = (kind or "").rpartition(".")[2]
+    return ": ".join(filter(None, (name, message))) + (f"（{inside}）" if inside else "")
+
+
+def line_of(app: ModuleType, error: BaseException) -> str:
+    """エラーが起きた所から最も近い、app.py の行。"""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((str(error.filename), error.lineno))
+    lines = [number for file, number in frames if file == app.__file__]
+    return f"{Path(str(app.__file__)).name} の {lines[-1]} 行目" if lines else ""
+
+
+def mismatch(message: str, recorded: Any) -> str:
+    """記録にあったものと、今回来たもの。recorded は記録のオペレーション。"""
+    fields = re.findall(r"(subtype|name) checkpoint=(.*?) current=(None|'.*?')(?:,|$)", message)
+    if not (recorded and fields):
+        return message
+    was = {"subtype": repr(recorded.sub_type), "name": repr(recorded.name)}
+    came = was | {field: current for field, _, current in fields}
+    first, second = (
+        " ".join(v.strip("'") for v in (o["subtype"], o["name"]) if v != "None")
+        for o in (was, came)
+    )
+    return f"記録では {first}、今回は {second}"
