@@ -31,8 +31,9 @@ class OutsideServices:
 
     def replace(self, setattr: Callable[[Any, str, Any], None]) -> None:
         """app.py の外部サービスを、これに置き換える。"""
-        for name in ("charge_card", "cancel_charge", "send_notification"):
-            setattr(app, name, getattr(self, name))
+        for name in ("charge_card", "cancel_charge", "send_notification", "request_shipment"):
+            if hasattr(app, name):  # request_shipment は、演習 4 で書き加えたもの
+                setattr(app, name, getattr(self, name))
 
     def charge_card(self, key: str, amount: int) -> str:
         with self._asked("charge", key, key):
@@ -49,6 +50,11 @@ class OutsideServices:
     def send_notification(self, key: str, result: dict[str, Any]) -> None:
         with self._asked("notice", key, f"{result['order_id']}-notice"):
             self._record("notice", key, result)
+
+    def request_shipment(self, key: str, order_id: str) -> str:
+        with self._asked("shipment", key, f"{order_id}-shipment"):
+            self._record("shipment", key, order_id)
+        return f"ship-{order_id}"
 
     # ---- テストが決めること、読むこと ----
 
@@ -89,7 +95,8 @@ class OutsideServices:
                 fate = fates.read_text()[turn - 1 : turn]
         self._die_if_told(kind, "before")
         if fate == "D":
-            raise app.CardDeclinedError(f"{name} を拒否する")
+            refusal = "CardDeclinedError" if kind == "charge" else "ShipmentRefusedError"
+            raise getattr(app, refusal)(f"{name} を拒否する")
         if fate == "N":
             raise app.NoAnswerError(f"{name} の依頼が届かない")
         yield

@@ -1,0 +1,60 @@
+"""演習 4「ステップを 1 つ書く」の採点。お客様が困ることを、1 文で示す。"""
+
+import pytest
+from aws_durable_execution_sdk_python_testing.executor import Executor
+
+import app
+from tests.support.flows import RunOrder, order_of, outcome
+from tests.support.outside import OutsideServices
+from tests.test_promises import broken
+
+ORDER = order_of(simulate={"payment_timeouts": 0})
+
+
+@pytest.fixture(autouse=True)
+def stub_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(app, "request_shipment"):
+        broken("app.py に request_shipment がありません。演習のスタブを貼り付けてください。")
+    monkeypatch.setattr(Executor, "RETRY_BACKOFF_SECONDS", 0)  # 非公開 API。公開の設定がない
+
+
+def test_paid_order_is_shipped_and_unpaid_is_not(
+    run_order: RunOrder, services: OutsideServices
+) -> None:
+    services.lose_answers("charge", "D")
+    run_order(ORDER)
+    if services.asked("shipment"):
+        broken("カードが拒否されたのに、商品が発送されました。")
+    result = run_order(ORDER | {"order_id": "order-2"})
+    if len(services.done("shipment")) != 1:
+        broken("代金を支払ったお客様に、商品が発送されません。")
+    if outcome(result).get("shipment_id") != "ship-order-2":
+        broken("結果に shipment_id がないので、お客様は荷物を追跡できません。")
+
+
+@pytest.mark.parametrize(
+    ("fate", "cause"),
+    [("L", "応答が 1 回失われただけで、"), ("C", "呼び出しが 1 回異常終了しただけで、")],
+    ids=["lost answer", "crash"],
+)
+def test_goods_are_shipped_once(
+    run_order: RunOrder, services: OutsideServices, fate: str, cause: str
+) -> None:
+    services.lose_answers("shipment", fate)
+    result = run_order(ORDER)
+    if len(services.done("shipment")) > 1:
+        broken(f"{cause}同じ商品が {len(services.done('shipment'))} 回発送されました。")
+    if result.error is not None or list(services.done("notice")) != ["order-123-COMPLETED"]:
+        broken(f"{cause}代金を支払ったお客様に、注文の完了が通知されません。")
+
+
+def test_refused_shipment_is_paid_back(run_order: RunOrder, services: OutsideServices) -> None:
+    services.lose_answers("shipment", "DDDD")
+    run_order(ORDER)
+    told = [notice["status"] for notice in services.done("notice").values()]
+    if charged := sum(services.done("charge").values()):
+        broken(f"発送を断られたのに、お客様のカードには {charged:,} 円が請求されたままです。")
+    if told != ["SHIPMENT_FAILED"]:
+        broken(f"発送を断られたお客様に、SHIPMENT_FAILED ではなく {told} が通知されました。")
+    if len(services.asked("shipment")) > 1:
+        broken("断られた発送を、もう一度依頼しました。")
