@@ -18,7 +18,7 @@ def tell(app: ModuleType, error: BaseException) -> str:
     while getattr(error, "error_type", None) and error.__context__:
         error = error.__context__
     kind = getattr(error, "error_type", None) or type(error).__name__
-    return described(kind, getattr(error, "msg", None) or str(error), line_of(app, error))
+    return described(kind, str(error), line_of(app, error))
 
 
 def described(kind: str | None, message: str | None, place: str = "") -> str:
@@ -30,10 +30,8 @@ def described(kind: str | None, message: str | None, place: str = "") -> str:
 
 def line_of(app: ModuleType, error: BaseException) -> str:
     """エラーが起きた所から最も近い、app.py の行。"""
-    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError):
-        frames.append((str(error.filename), error.lineno))
-    lines = [number for file, number in frames if file == app.__file__]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == app.__file__]
     return f"{Path(str(app.__file__)).name} の {lines[-1]} 行目" if lines else ""
 
 
@@ -44,8 +42,5 @@ def mismatch(message: str, recorded: Any) -> str:
         return message
     was = {"subtype": repr(recorded.sub_type), "name": repr(recorded.name)}
     came = was | {field: current for field, _, current in fields}
-    first, second = (
-        " ".join(v.strip("'") for v in (o["subtype"], o["name"]) if v != "None")
-        for o in (was, came)
-    )
+    first, second = (" ".join(found.values()).replace("'", "") for found in (was, came))
     return f"記録では {first}、今回は {second}"

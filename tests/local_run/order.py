@@ -18,13 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from aws_durable_execution_sdk_python import lambda_service as service
 from aws_durable_execution_sdk_python.config import Duration
 from aws_durable_execution_sdk_python.execution import durable_execution
-from aws_durable_execution_sdk_python.lambda_service import (
-    CallbackOptions,
-    CallbackTimeoutType,
-    ErrorObject,
-)
 from aws_durable_execution_sdk_python.state import ExecutionState
 from aws_durable_execution_sdk_python_testing.exceptions import ResourceNotFoundException
 from aws_durable_execution_sdk_python_testing.execution import Execution, ExecutionStatus
@@ -55,11 +51,9 @@ def process(app: ModuleType, arguments: list[str], speed: float = 1) -> None:
         name = name if re.fullmatch("[A-Za-z0-9_-]{1,64}", name) else "order"
         store = open_record(folder / f"{name}.db", speed)
         execution, picture = run(app, order, name, store)
-    except UnusableOrderError as error:
-        stop(f"{error}。", 1)
-    except Exception as error:  # noqa: BLE001 validate が示す理由か、app.py の間違い
-        ours = type(error).__module__ == app.__name__ and str(error)
-        stop(f"{ours or tell(app, error)}。", 1)
+    except Exception as error:  # noqa: BLE001 validate が示す理由か、app.py の間違いもある
+        ours = isinstance(error, UnusableOrderError) or type(error).__module__ == app.__name__
+        stop(f"{error if ours and str(error) else tell(app, error)}。", 1)
     say(f"\n{picture}\n")
     failed = show_result(execution, store)
     store.delete()  # 表示できずに止まれば、記録は残り、次のコマンドが表示する
@@ -108,7 +102,9 @@ def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> tuple[Exec
     progress = Progress(app, store)
     logging.root.addHandler(progress)
     logging.root.setLevel(logging.INFO)
-    check_sizes(progress)
+    # 結果を送る前に大きさを調べる公開 API はない。SDK の非公開 API は、ここだけで使う
+    measure = progress.check_size(ExecutionState._calculate_operation_size)
+    setattr(ExecutionState, "_calculate_operation_size", staticmethod(measure))  # noqa: B010
     # 何も動けなかった間の時間は、止めている間の時間と同じように扱う
     clock.jumped = lambda: os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -135,27 +131,12 @@ def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> tuple[Exec
                 left = f"あと {(callback.due - clock.now()).total_seconds():.0f} 秒"
                 limit = left if callback.due < FOREVER else "期限なし"
                 say(f"{callback.label} への回答を入力してください（{limit}）。")
-                answer = ask_approver(partial(is_open, callback))
-                if answer is not None:
+                if answer := ask_approver(partial(is_open, callback)):
                     with contextlib.suppress(ResourceNotFoundException):  # 期限が先に来た
                         runner.send_callback_success(callback.callback_id, answer)
             time.sleep(0.1)
         events = [event.to_dict() for event in runner.get_execution_history(arn).events]
     return execution, draw(events, clock.now(), store.invocations())
-
-
-def check_sizes(progress: Progress) -> None:
-    """SDK が送る前に、どの結果の大きさも調べる。
-
-    送る前に通る公開 API はない。SDK の非公開 API は、ここだけで使う。
-    """
-    measure = ExecutionState._calculate_operation_size
-
-    def checked(item: Any) -> int:
-        progress.check_size(item.operation_update)
-        return measure(item)
-
-    ExecutionState._calculate_operation_size = staticmethod(checked)  # type: ignore[method-assign, assignment]
 
 
 def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None:
@@ -167,21 +148,20 @@ def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None
     if execution.is_complete:
         return
     # ランナーには、記録から再開する公開 API がない。次の 2 つの非公開 API は、ここだけで使う。
-    executor = runner._executor
-    arn, now, waits = execution.durable_execution_arn, store.clock.now(), waits_of(execution)
-    start = execution.get_operation_execution_started().start_timestamp
-    assert start
+    executor, arn = runner._executor, execution.durable_execution_arn
+    now, waits = store.clock.now(), waits_of(execution)
+    start = execution.get_operation_execution_started().start_timestamp or now
     last = store.last_time or start
     left = start - min(now, max(last, waits[0].due if waits else last))
     left += timedelta(seconds=execution.start_input.execution_timeout_seconds)
     if left <= timedelta(0):
-        execution.complete_timeout(ErrorObject.from_message("ExecutionTimeout"), now)
+        execution.complete_timeout(service.ErrorObject.from_message("ExecutionTimeout"), now)
     execution.complete_due_operations(now)
     callbacks = [wait for wait in waits if wait.callback_id]
     for callback in callbacks:
         if callback.due <= now:
             kind = callback.timeout_type.value
-            error = ErrorObject(kind, kind, None, None)
+            error = service.ErrorObject(kind, kind, None, None)
             execution.complete_callback_timeout(callback.callback_id, error, now)
     store.update(execution)
     if execution.is_complete:
@@ -190,8 +170,8 @@ def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None
     for callback in callbacks:
         if now < callback.due < FOREVER:
             seconds = math.ceil((callback.due - now).total_seconds())
-            timeout = callback.timeout_type is CallbackTimeoutType.TIMEOUT
-            options = CallbackOptions(*((seconds, 0) if timeout else (0, seconds)))
+            timeout = callback.timeout_type is service.CallbackTimeoutType.TIMEOUT
+            options = service.CallbackOptions(*((seconds, 0) if timeout else (0, seconds)))
             executor._schedule_callback_timeouts(arn, options, callback.callback_id)
 
 

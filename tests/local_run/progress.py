@@ -8,19 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from aws_durable_execution_sdk_python import plugin
 from aws_durable_execution_sdk_python.exceptions import SuspendExecution
 from aws_durable_execution_sdk_python.lambda_service import OperationStatus
-from aws_durable_execution_sdk_python.plugin import (
-    DurableInstrumentationPlugin,
-    InvocationEndInfo,
-    InvocationStartInfo,
-    InvocationStatus,
-    OperationChangeInfo,
-    OperationEndInfo,
-    OperationInfo,
-    OperationStartInfo,
-    UserFunctionEndInfo,
-)
 
 from .mistakes import described, line_of, mismatch, tell
 from .record import OrderStore
@@ -30,7 +20,7 @@ from .waits import label, waits_of
 LIMIT = 256 * 1024  # ステップなどの結果の上限（バイト）
 
 
-class Progress(DurableInstrumentationPlugin, logging.Handler):
+class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
     """ハンドラーの呼び出し、リプレイ、待機、ステップのログを、そのつど 1 行ずつ表示する。
 
     時刻は、注文の開始からの秒数。idle は、ハンドラーが動いていないことを示す。
@@ -42,14 +32,14 @@ class Progress(DurableInstrumentationPlugin, logging.Handler):
         self.program = Path(str(app.__file__)).name
         self.idle = False
         self.started = self.clock.now()
-        self.operations: dict[str, OperationInfo] = {}
+        self.operations: dict[str, plugin.OperationInfo] = {}
         self.failures: dict[str, tuple[int | None, str]] = {}  # まだ表示していない失敗
         self.failure: str | None = None  # ハンドラーの失敗
 
     def show(self, text: str) -> None:
         say(f"{(self.clock.now() - self.started).total_seconds():5.1f} 秒  {text}")
 
-    def create_plugin(self, info: InvocationStartInfo) -> "Progress":
+    def create_plugin(self, info: plugin.InvocationStartInfo) -> "Progress":
         return self
 
     def watch(self, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,33 +59,23 @@ class Progress(DurableInstrumentationPlugin, logging.Handler):
         """SystemExit などなら、プロセスを終える。ランナーは、その先へ進めなくなる。"""
         sdk = SuspendExecution.__module__
         if error and not isinstance(error, Exception) and type(error).__module__ != sdk:
-            stop(
-                f"{type(error).__name__} で呼び出しが異常終了しました"
-                f"（{line_of(self.app, error)}。Lambda では Runtime.ExitError になります）。"
-                f"記録は残るので、{self.program} を修正して再開できます。",
-                1,
-            )
+            what = f"{type(error).__name__} で呼び出しが異常終了しました"
+            where = line_of(self.app, error)
+            self.give_up(f"{what}（{where}。Lambda では Runtime.ExitError になります）")
 
-    def on_invocation_start(self, info: InvocationStartInfo) -> None:
+    def on_invocation_start(self, info: plugin.InvocationStartInfo) -> None:
         assert info.execution_start_time
         self.idle, self.started, self.failure = False, info.execution_start_time, None
         self.operations = dict(info.operations)
         number = self.store.began()
         self.show(f"呼び出し {number} 回目" + ("" if info.is_first_invocation else ": リプレイ"))
-        succeeded = {
-            key: operation
-            for key, operation in info.operations.items()
-            if operation.status is OperationStatus.SUCCEEDED
-        }
-        done = [
-            label(operation, info.operations)
-            for operation in succeeded.values()
-            if operation.parent_id not in succeeded
-        ]
+        every, succeeded = info.operations, OperationStatus.SUCCEEDED
+        ids = {key for key in every if every[key].status is succeeded}
+        done = [label(every[k], every) for k in every if k in ids and every[k].parent_id not in ids]
         if done:
             self.show(f"  記録済み: {', '.join(done)}")
 
-    def on_operation_start(self, info: OperationStartInfo) -> None:
+    def on_operation_start(self, info: plugin.OperationStartInfo) -> None:
         self.operations[info.operation_id] = info
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -109,38 +89,44 @@ class Progress(DurableInstrumentationPlugin, logging.Handler):
             name = label(operation, self.operations) if operation else ""
             self.show(f"  {name:14} {message}")
 
-    def on_user_function_end(self, info: UserFunctionEndInfo) -> None:
+    def on_user_function_end(self, info: plugin.UserFunctionEndInfo) -> None:
         error = sys.exception()  # SDK は、例外が伝わる間に呼び出す
         self.end_if_it_kills(error)
         if isinstance(error, Exception) and not hasattr(error, "error_type"):
             ours = type(error).__module__ == self.app.__name__ and str(error)
             self.failures[info.operation_id] = (info.attempt, ours or tell(self.app, error))
 
-    def on_operation_end(self, info: OperationEndInfo) -> None:
+    def on_operation_end(self, info: plugin.OperationEndInfo) -> None:
         if info.status is OperationStatus.FAILED and info.error and not info.is_replayed:
             unknown = (None, described(info.error.type, info.error.message))
             _, reason = self.failures.pop(info.operation_id, unknown)
             self.show(f"  {label(info, self.operations):14} 失敗: {reason}")
 
-    def on_operation_change(self, info: OperationChangeInfo) -> None:
+    def on_operation_change(self, info: plugin.OperationChangeInfo) -> None:
         for key, operation in info.updated_operations.items():
             if operation.status is OperationStatus.PENDING and key in self.failures:
                 attempt, reason = self.failures.pop(key)
                 name = label(operation, info.operations)
                 self.show(f"  {name:14} {attempt} 回目は失敗: {reason}")
 
-    def check_size(self, update: Any) -> None:
+    def check_size(self, measure: Callable[[Any], int]) -> Callable[[Any], int]:
         """上限を超えた結果は、AWS では拒否される。SDK は、750 KB を超えると永久に送り直す。"""
-        size = len(((update and update.payload) or "").encode())
-        if size > LIMIT:
-            name = label(update, self.operations)
-            stop(
-                f"{name} の結果が大きすぎます（{size / 1024:,.0f} KB。上限は 256 KB です）。"
-                f"記録は残るので、{self.program} を修正して再開できます。",
-                1,
-            )
 
-    def on_invocation_end(self, info: InvocationEndInfo) -> None:
+        def checked(item: Any) -> int:
+            update = item.operation_update
+            size = len((update and update.payload) or "")
+            if size > LIMIT:
+                name = label(update, self.operations)
+                what = f"{name} の結果が大きすぎます"
+                self.give_up(f"{what}（{size / 1024:,.0f} KB。上限は 256 KB です）")
+            return measure(item)
+
+        return checked
+
+    def give_up(self, what: str) -> None:
+        stop(f"{what}。記録は残るので、{self.program} を修正して再開できます。", 1)
+
+    def on_invocation_end(self, info: plugin.InvocationEndInfo) -> None:
         kind, message = (info.error.type or "", info.error.message) if info.error else ("", "")
         if kind.endswith(".NonDeterministicExecutionError"):
             recorded = [
@@ -154,11 +140,11 @@ class Progress(DurableInstrumentationPlugin, logging.Handler):
                 "リプレイのたびに変わるものによって流れが変わっています。",
                 1,
             )
-        failed = info.status is InvocationStatus.FAILED
+        failed = info.status is plugin.InvocationStatus.FAILED
         self.store.ended((self.failure or described(kind, message)) if failed else None)
-        if info.status is InvocationStatus.PENDING:
+        if info.status is plugin.InvocationStatus.PENDING:
             self.show_wait(str(info.execution_arn))
-        elif info.status is InvocationStatus.RETRY:
+        elif info.status is plugin.InvocationStatus.RETRY:
             self.show(f"呼び出しが異常終了しました: {described(kind, message)}")
         else:
             self.show_end()
