@@ -205,8 +205,9 @@ def test_time_in_which_nothing_could_run_is_like_the_time_between_kill_and_going
 START, TOTAL = "    # 注文受付\n", "    total = sum("
 TIMEOUT = '"approval", CallbackConfig(timeout=APPROVAL_TIMEOUT)'
 BRANCHES = '[lambda c, s=s: c.wait(Duration.from_seconds(s), name="w") for s in (40, 2, 30)]'
-DECORATED = """def decorated(f):
-    return lambda e, c: f(e, c) | {"status": "DECORATED"}
+DECORATED = """from functools import wraps
+def decorated(f):
+    return wraps(f)(lambda e, c: f(e, c) | {"status": "DECORATED"})
 @durable_execution
 @decorated
 """
@@ -495,9 +496,14 @@ def test_damaged_record_is_refused_and_kept(terminal: Terminal) -> None:
     (data,) = database.execute("SELECT data FROM executions").fetchone()
     with database:
         database.execute("UPDATE executions SET data = ?", [data.replace("Operations", "O")])
-    database.close()
     assert ".orders/order-123.db を使えません" in one_sentence(*terminal.run(ANSWERS))
-    half = terminal.record.read_bytes()[: terminal.record.stat().st_size // 2]
-    terminal.record.write_bytes(half)
-    assert "malformed" in one_sentence(*terminal.run(ANSWERS))
-    assert terminal.record.read_bytes() == half
+    index = "SELECT 4096 * (rootpage - 1) FROM sqlite_master WHERE name = 'idx_status'"
+    (place,) = database.execute(index).fetchone()
+    with database:
+        database.execute("UPDATE executions SET data = ?", [data])
+    database.close()
+    whole = terminal.record.read_bytes()
+    damaged = whole[:place] + bytes(4096) + whole[place + 4096 :]
+    terminal.record.write_bytes(damaged)
+    assert ".orders/order-123.db を使えません" in one_sentence(*terminal.run(ANSWERS))
+    assert terminal.record.read_bytes() == damaged
