@@ -24,7 +24,7 @@ def prepare() -> None:
 def say(text: str, end: str = "\n", file: "TextIO | None" = None) -> None:
     """表示する。できなければ、ステップの途中でもプロセスを終える。"""
     try:
-        print(text, end=end, file=file, flush=True)
+        print(text + end, end="", file=file, flush=True)  # 1 度に書き、並行するブランチと混ざらない
     except OSError as error:
         stop(
             f"表示できません（{error.strerror}）。記録は残るので、表示できるようにして再開してください。",
