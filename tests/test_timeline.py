@@ -71,9 +71,8 @@ def test_order_that_was_killed_while_it_paid_and_refused_once_is_drawn_as_that()
     assert draw(events, after(95)) == PICTURE
 
 
-SUCCEEDED, FAILED, TIMED_OUT, STOPPED = (
-    event(24, f"Execution{how}") for how in ("Succeeded", "Failed", "TimedOut", "Stopped")
-)
+ENDS = ("ExecutionSucceeded", "ExecutionFailed", "ExecutionTimedOut", "ExecutionStopped")
+SUCCEEDED, FAILED, TIMED_OUT, STOPPED = (event(24, how) for how in ENDS)
 PAUSED, RESUMED = event(5, "ExecutionPaused"), event(14, "ExecutionResumed")
 KILLED = [(after(0), after(0.2)), (after(10.1), None)]  # 終わりが分からない
 GONE_ON = [*KILLED, (after(18), after(20.1))]
@@ -102,8 +101,8 @@ WORK, RETRY, UNKNOWN = "#" * 24, "#-------------###x-------", "#----------------
         ([*WAITING, PAUSED, STOPPED], None, "STOPPED で終了", " 0.2 秒", []),
     ],
 )
-def test_status_and_work_are_what_they_were(
-    events: list[Event], known: Any, status: str, total: str, pay: list[str]
+def test_work_is_shown_as_it_was(
+    events: Any, known: Any, status: str, total: str, pay: Any
 ) -> None:
     scale, *rows, invocations = draw(events, after(24), known).splitlines()
     assert scale.endswith(f" 秒   {status}".rstrip())
@@ -152,9 +151,8 @@ def test_children_stand_below_their_parent_and_side_by_side_in_time() -> None:
         *("    Step *", "RunInChildContext *", "  Wait *", "WaitForCondition *"),
         *("ask x", "  ask create callb.. x", "  ask submitter *"),
     ]
-    longer, shorter = lines[2].split("|")[1], lines[4].split("|")[1]
-    assert abs(lines[2].index("|") - lines[4].index("|")) < 5
-    assert len(longer) > 2 * len(shorter)
+    (before, longer), (alike, shorter) = (lines[number].split("|") for number in (2, 4))
+    assert (abs(len(before) - len(alike)) < 5, len(longer) > 2 * len(shorter)) == (True, True)
 
 
 def test_rows_that_do_not_fit_are_counted() -> None:
