@@ -70,8 +70,7 @@ class Account:
             "Code": {"ZipFile": code},
             **changes,
         }
-        settings = {key: value for key, value in settings.items() if value is not None}
-        self.functions.create_function(**settings)
+        self.functions.create_function(**{k: v for k, v in settings.items() if v is not None})
         self.functions.publish_version(FunctionName=settings["FunctionName"])
         return str(settings["FunctionName"])
 
@@ -99,8 +98,8 @@ class Account:
     def callback(self, arn: str) -> str:
         """実行がコールバックを待って止まるまで待ち、その ID を返す。"""
         eventually(lambda: self.history(arn)[-1]["EventType"] == "InvocationCompleted")
-        [callback] = [e for e in self.history(arn) if e["EventType"] == "CallbackStarted"]
-        return str(callback["CallbackStartedDetails"]["CallbackId"])
+        found = [event.get("CallbackStartedDetails") for event in self.history(arn)]
+        return str(next(filter(None, found))["CallbackId"])
 
     def send(self, callback: str, result: str | bytes) -> None:
         self.functions.send_durable_execution_callback_success(CallbackId=callback, Result=result)
