@@ -29,11 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """--aws なら、ほかに何もしないうちに、AWS を使えるかを 1 文で確認する。
-
-    でなければ、README の「準備」の後のターミナルでも、プロキシの設定があっても、同じように動かす。
-    """
-    if not config.getoption("--aws"):
+    """--aws なら、ほかに何もしないうちに、AWS を使えるかを 1 文で確認する。"""
+    if not config.getoption("--aws"):  # README の「準備」の後でも、プロキシがあっても、同じに動く
         for name in list(os.environ):
             if name.startswith("AWS_") or name.lower().endswith("_proxy"):
                 del os.environ[name]
@@ -49,20 +46,17 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """長いテストを、それぞれのワーカーが最初に受け取る所に分けて置く。ほかはその間に済む。"""
     in_account = config.getoption("--aws")
-    chosen = [item for item in items if bool(item.get_closest_marker("aws")) == in_account]
-    long = [item for item in chosen if item.name.startswith(LONG)]
-    items[:] = [item for item in chosen if item not in long]
+    items[:] = [item for item in items if bool(item.get_closest_marker("aws")) == in_account]
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    for number, item in enumerate(long):
-        items.insert(number % workers * (len(chosen) // workers), item)
+    for number, item in enumerate([item for item in items if item.name.startswith(LONG)]):
+        items.remove(item)
+        items.insert(number % workers * (len(items) // workers), item)
 
 
 @pytest.fixture
 def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OutsideServices:
     """app の外部サービスを、べき等性キーで 2 度目を見分けるスタブに差し替える。"""
-    books = tmp_path / "books"
-    books.mkdir()
-    services = OutsideServices(books)
+    services = OutsideServices(tmp_path)
     services.replace(monkeypatch.setattr)
     return services
 
@@ -92,8 +86,8 @@ def folder(tmp_path: Path) -> Path:
     """clone したばかりのフォルダー。パスに空白がある。"""
     clone = tmp_path / "clone of the demo"
     # __pycache__ は、プロセスを始めるたびにコンパイルし直さないように残す
-    left = shutil.ignore_patterns(".*", "*.pyc.*", "response.json")
-    shutil.copytree(deploy.ROOT, clone, ignore=left)
+    ignored = shutil.ignore_patterns(".*", "*.pyc.*", "response.json")
+    shutil.copytree(deploy.ROOT, clone, ignore=ignored)
     (clone / ".venv").symlink_to(sys.prefix)
     return clone
 

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
 
 if __package__ != "tests.local_aws":
     sys.exit("README.md のあるフォルダーで、`python -m tests.local_aws` を実行してください。")
@@ -39,28 +38,21 @@ def show(text: str) -> None:
         print(f"{text}\n", end="", flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # 表示できない文字は ? になる
     parser = argparse.ArgumentParser(prog="python -m tests.local_aws", description="ローカル AWS")
     parser.add_argument("--port", type=int, default=4566, help="ポート番号（0 なら空きポート）")
-    parser.add_argument(
-        "--speed", type=float, default=1, help="待機やタイムアウトの時計の速さ（倍率）"
-    )
-    options = parser.parse_args(arguments)
+    parser.add_argument("--speed", type=float, default=1, help="待機の時計の速さ（倍率）")
+    options = parser.parse_args()
     if not 0 < options.speed <= 10_000:
         sys.exit("--speed は 0 より大きく 10,000 以下にしてください。")
     try:
-        aws = LocalAws(
-            options.port, options.speed, lambda line: show(f"{time.strftime('%H:%M:%S')}  {line}")
-        )
+        aws = LocalAws(options.port, options.speed, lambda line: show(time.strftime("%X  ") + line))
     except (OSError, OverflowError) as error:  # OverflowError は 65535 より大きい番号
-        number, cure = (
-            getattr(error, "errno", errno.EINVAL),
-            "--port で別の番号を指定してください。",
-        )
-        cure = f"ローカル AWS が起動したままでないか確認するか、{cure}"
-        sys.exit(f"ポート {options.port} は使用できません（{os.strerror(number)}）。{cure}")
+        reason = os.strerror(getattr(error, "errno", errno.EINVAL))
+        cure = "起動したままのローカル AWS を使うか、--port で別の番号を指定してください。"
+        sys.exit(f"ポート {options.port} は使用できません（{reason}）。{cure}")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())

@@ -163,8 +163,7 @@ class Executions(LambdaInvoker):
     def checkpoint(self, params: Params) -> dict[str, Any]:
         arn, token = params["DurableExecutionArn"], params["CheckpointToken"]
         updates = [OperationUpdate.from_dict(update) for update in params.get("Updates", [])]
-        client = params.get("ClientToken")
-        return self.executor.checkpoint_execution(arn, token, updates, client).to_dict()
+        return self.executor.checkpoint_execution(arn, token, updates).to_dict()
 
     def state(self, params: Params) -> dict[str, Any]:
         arn, token = params["DurableExecutionArn"], params["CheckpointToken"]

@@ -99,8 +99,8 @@ class LocalAws:
         key, region, service = signed.groups() if signed else ("", "", "")
         caller = self.workers.holder_of(key)
         if caller is None and not hmac.compare_digest(key, self.access_key):
-            codes = {"iam": "InvalidClientTokenId", "sts": "InvalidClientTokenId"}
-            code = codes.get(service, "UnrecognizedClientException")
+            in_query = service in ("iam", "sts")
+            code = "InvalidClientTokenId" if in_query else "UnrecognizedClientException"
             message = "The security token included in the request is invalid."
             cure = "ローカル AWS が起動時に表示した export の行を貼り付けてください。"
             raise AwsError(403, code, f"{message} {cure}")
