@@ -17,22 +17,19 @@ def beyond(what: str) -> AwsError:
     return AwsError(501, "NotImplementedException", f"ローカル AWS は、{what}に対応していません。")
 
 
-def in_aws_terms(error: Exception) -> tuple[int, str, str]:
-    match error:
-        case AwsError(args=(int(status), str(code), str(message))):
-            return status, code, message
-        case AwsApiException():  # 公式ランナー
-            return error.http_status_code, str(error.to_dict().get("Type")), str(error)
-        case JsonRESTError():  # moto
-            return error.code, error.error_type, error.message
-        case ValueError():
-            return 400, "InvalidParameterValueException", str(error)
-    return 500, "ServiceException", repr(error)
-
-
 def response(error: Exception, as_xml: bool) -> Response:
     """IAM と STS には XML、Lambda と CloudWatch Logs には JSON。"""
-    status, code, message = in_aws_terms(error)
+    status, code, message = 500, "ServiceException", repr(error)
+    match error:
+        case AwsError():
+            status, code, message = error.args
+        case AwsApiException():  # 公式ランナー
+            status, message = error.http_status_code, str(error)
+            code = str(error.to_dict().get("Type"))
+        case JsonRESTError():  # moto
+            status, code, message = error.code, error.error_type, error.message
+        case ValueError():
+            status, code, message = 400, "InvalidParameterValueException", str(error)
     if as_xml:
         text = f"<Code>{code}</Code><Message>{escape(message)}</Message>"
         xml = f"<ErrorResponse><Error>{text}</Error></ErrorResponse>"

@@ -173,6 +173,7 @@ class Executions(LambdaInvoker):
     def answer(self, params: Params, kind: str, *answer: Any) -> dict[str, Any]:
         """存在しないコールバックと、すでに完了したコールバックへの応答を拒否する。"""
         callback_id = params["CallbackId"]
+        params.get("Result", b"").decode()  # UTF-8 でなければ ValueError。ランナーは 404 にする
         try:
             execution = self.store.load(CallbackToken.from_str(callback_id).execution_arn)
             _, operation = execution.find_callback_operation(callback_id)
@@ -193,7 +194,9 @@ OPERATIONS: dict[str, Callable[[Executions, Params], dict[str, Any]]] = {
     "GetDurableExecutionState": Executions.state,
     "CheckpointDurableExecution": Executions.checkpoint,
     "StopDurableExecution": Executions.stop,
-    "SendDurableExecutionCallbackSuccess": lambda e, p: e.answer(p, "success", result_in(p)),
+    "SendDurableExecutionCallbackSuccess": lambda e, p: e.answer(
+        p, "success", p.get("Result", b"")
+    ),
     "SendDurableExecutionCallbackFailure": lambda e, p: e.answer(p, "failure", error_in(p)),
     "SendDurableExecutionCallbackHeartbeat": lambda e, p: e.answer(p, "heartbeat"),
 }
@@ -225,11 +228,6 @@ def as_aws_writes(events: list[model.Event], execution: Execution) -> list[dict[
                 details["Result"] = {"Payload": update["Payload"], "Truncated": False}
         written.append(entry)
     return written
-
-
-def result_in(params: Params) -> bytes:
-    """UTF-8 でなければ ValueError。ランナーは 404 にする。"""
-    return bytes(params.get("Result", b"").decode(), "utf-8")
 
 
 def error_in(params: Params) -> ErrorObject | None:

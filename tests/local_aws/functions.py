@@ -23,9 +23,8 @@ class Function(LambdaFunction):
 
     def get_configuration(self, on_create: bool = False) -> dict[str, Any]:
         configuration = super().get_configuration(on_create)
-        configuration["LoggingConfig"] = {"LogGroup": self.logs_group_name, **self.logging_config}
-        configuration["DurableConfig"] = self.durable_config
-        return configuration
+        logs = {"LogGroup": self.logs_group_name, **self.logging_config}
+        return configuration | {"LoggingConfig": logs, "DurableConfig": self.durable_config}
 
     def update_configuration(self, config_updates: dict[str, Any]) -> dict[str, Any]:
         self.durable_config = self.durable_config | config_updates.get("DurableConfig", {})

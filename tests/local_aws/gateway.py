@@ -16,7 +16,6 @@ from moto.core.parse import PROTOCOL_PARSERS
 from moto.core.request import Request
 from moto.core.routing import get_service_router
 from moto.moto_server.werkzeug_app import create_backend_app
-from werkzeug.exceptions import NotFound
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
@@ -81,17 +80,26 @@ class LocalAws:
             raise AwsError(411, "MissingContentLength", "Content-Length が必要です。")
         if service != "lambda":
             return Response.from_app(self.moto[service], request.environ)
-        operation, params = read_call(region, request)
+        body = request.get_data()  # moto も読むので、残しておく
+        model, in_url = get_service_router("lambda").match(request)
+        parts: Any = {"headers": request.headers, "values": request.args, "url_params": in_url}
+        params = PROTOCOL_PARSERS["rest-json"](model).parse(parts | {"body": body})
+        operation, params = model.name, params | {"Region": region}
         if operation == "Invoke":
             return self.invoke(params)
         if operation in OPERATIONS:
-            return self.durable(operation, params, caller)
+            # 公式ランナーを、HTTP を介さずに使う。権限は、実行ロールで呼び出した関数だけ検証する
+            if caller and (arn := params.get("DurableExecutionArn")):
+                iam.authorise(caller.role, caller.function_name, f"lambda:{operation}", arn)
+            answer = OPERATIONS[operation](self.executions, params)
+            text = json.dumps(answer, default=lambda moment: moment.timestamp())
+            return Response(text, content_type="application/json")
         if "DurableExecution" in operation:
             raise beyond(f"{operation} ")
         with self.lock:
             check_for_moto(operation, params)
-            body = {"wsgi.input": io.BytesIO(request.get_data())}
-            return Response.from_app(self.moto[service], request.environ | body)
+            environ = request.environ | {"wsgi.input": io.BytesIO(body)}
+            return Response.from_app(self.moto[service], environ)
 
     def identify(self, request: Request) -> tuple[str, str, Function | None]:
         """サービス、リージョン、実行ロールで呼び出した関数（参加者なら None）。"""
@@ -132,23 +140,3 @@ class LocalAws:
             raise AwsError(400, "InvalidRequestContentException", message) from error
         arn = self.executions.start(function, name, payload).durable_execution_arn
         return Response(status=202, headers={"X-Amz-Durable-Execution-Arn": arn})
-
-    def durable(self, operation: str, params: Params, caller: Function | None) -> Response:
-        """公式ランナーを、HTTP を介さずに使う。権限は、実行ロールで呼び出した関数だけ検証する。"""
-        if caller and (arn := params.get("DurableExecutionArn")):
-            iam.authorise(caller.role, caller.function_name, f"lambda:{operation}", arn)
-        answer = OPERATIONS[operation](self.executions, params)
-        text = json.dumps(answer, default=lambda moment: moment.timestamp())
-        return Response(text, content_type="application/json")
-
-
-def read_call(region: str, request: Request) -> tuple[str, Params]:
-    body = request.get_data()  # moto も読むので、残しておく
-    try:
-        operation, in_url = get_service_router("lambda").match(request)
-    except NotFound as error:
-        raise beyond(f"{request.method} {request.path} ") from error
-    parts: Any = {"headers": request.headers, "values": request.args}
-    parser = PROTOCOL_PARSERS["rest-json"](operation)
-    params = parser.parse(parts | {"url_params": in_url, "body": body})
-    return operation.name, params | {"Region": region}

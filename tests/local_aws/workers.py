@@ -136,9 +136,7 @@ class Workers:
     def close(self) -> None:
         with self.lock:
             self.closed = True
-            for worker in self.idle:
-                worker.stop()
-            for worker in self.busy:  # パイプは、それを読んでいるスレッドが閉じる
+            for worker in [*self.idle, *self.busy]:  # パイプは、読んでいるスレッドが閉じる
                 worker.process.kill()
                 worker.process.wait()
         self.folder.cleanup()
