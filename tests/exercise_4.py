@@ -1,9 +1,9 @@
 """演習 4「ステップを 1 つ書く」の採点。お客様が困ることを、1 文で示す。"""
 
 import pytest
-from aws_durable_execution_sdk_python_testing.executor import Executor
 
 import app
+from tests.support.client import restart_at_once
 from tests.support.flows import RunOrder, order_of, outcome
 from tests.support.outside import OutsideServices
 from tests.test_promises import broken
@@ -15,7 +15,7 @@ ORDER = order_of(simulate={"payment_timeouts": 0})
 def stub_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(app, "request_shipment"):
         broken("app.py に request_shipment がありません。演習のスタブを貼り付けてください。")
-    monkeypatch.setattr(Executor, "RETRY_BACKOFF_SECONDS", 0)  # 非公開 API。公開の設定がない
+    restart_at_once(monkeypatch)
 
 
 def test_paid_order_is_shipped_and_unpaid_is_not(

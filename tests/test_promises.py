@@ -6,9 +6,9 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
-from aws_durable_execution_sdk_python_testing.executor import Executor
 
 import app
+from tests.support.client import restart_at_once
 from tests.support.flows import RunOrder, order_of, outcome
 from tests.support.outside import OutsideServices
 
@@ -72,7 +72,7 @@ def test_a_replay_asks_for_the_same_thing(
     run_order: RunOrder, services: OutsideServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """請求が成立した後、記録の前に異常終了する。app.py の時計は、見るたびに 1 日進む。"""
-    monkeypatch.setattr(Executor, "RETRY_BACKOFF_SECONDS", 0)  # 非公開 API。公開の設定がない
+    restart_at_once(monkeypatch)
     days = (datetime(2026, 12, 1, tzinfo=UTC) + timedelta(days=n) for n in count())
     clock = SimpleNamespace(time=lambda: next(days).timestamp(), sleep=time.sleep)
     monkeypatch.setattr(app, "time", clock)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
 from aws_durable_execution_sdk_python.execution import DurableExecutionInvocationInputWithClient
 from aws_durable_execution_sdk_python.lambda_service import (
     CheckpointOutput,
@@ -11,6 +10,7 @@ from aws_durable_execution_sdk_python.lambda_service import (
     OperationUpdate,
     StateOutput,
 )
+from aws_durable_execution_sdk_python_testing.executor import Executor
 
 
 @dataclass
@@ -41,3 +41,8 @@ def is_early_start(updates: Sequence[OperationUpdate]) -> bool:
     """
     kinds = {(update.action.value, update.operation_type.value) for update in updates}
     return kinds == {("START", "STEP")}
+
+
+def restart_at_once(monkeypatch: Any) -> None:
+    """異常終了した呼び出しを、間隔を空けずに再試行させる。"""
+    monkeypatch.setattr(Executor, "RETRY_BACKOFF_SECONDS", 0)  # 非公開 API。公開の設定がない

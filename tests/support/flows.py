@@ -1,9 +1,8 @@
-"""注文の表: 結果ごとの道筋と、それぞれに必ずかかる費用。どのテストもベンチマークもこれを使う。"""
+"""注文の表: 結果ごとの経路と、それぞれのコストの下限。どのテストもベンチマークもこれを使う。"""
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from aws_durable_execution_sdk_python_testing.runner import DurableFunctionTestResult
 
@@ -11,7 +10,7 @@ from tests.local_run import README_ORDER
 
 
 def order_of(price: int = 1000, quantity: int = 2, **extra: Any) -> dict[str, Any]:
-    """在庫のある商品 1 行の注文（price は円）を作る。"""
+    """在庫のある商品 1 件の注文（price は円）を作る。"""
     item = {"product_id": "prod-001", "price": price, "quantity": quantity}
     return {"order_id": "order-123", "items": [item], **extra}
 
@@ -26,12 +25,8 @@ LAST_TRY = order_of(price=1, quantity=1000, simulate={"payment_timeouts": 3})  #
 UNANSWERED = order_of(simulate={"payment_timeouts": 10})
 
 
-@dataclass(frozen=True)
-class Flow:
-    """1 つの道筋: 注文、承認者の回答、期待する結果と、その費用の下限。
-
-    lost は、支払いの依頼ごとの結果（outside.py の OutsideServices）。
-    """
+class Flow(NamedTuple):
+    """1 つの経路: 注文、承認者の回答、期待する結果と、そのコストの下限。"""
 
     title: str
     status: str
@@ -40,21 +35,19 @@ class Flow:
     operations: int  # 課金される durable オペレーション
     invocations: int
     answer: bytes | None = None
-    lost: str = ""
+    lost: str = ""  # 支払いの依頼ごとの結果（outside.py の lose_answers）
 
     @property
     def total(self) -> int:
         return sum(int(item["price"] * item["quantity"]) for item in self.order["items"])
 
     def expects(self, result: dict[str, Any], order_id: str = "order-123") -> bool:
-        """result が、この道筋の結果か。"""
+        """result が、この経路の結果か。"""
         known = {"order_id": order_id, "status": self.status, "total": self.total}
-        if self.status == "COMPLETED":
-            known["payment_id"] = result.get("payment_id")
-        if self.status == "OUT_OF_STOCK":
-            known["products"] = ["prod-001"]
+        found = {"payment_id": result.get("payment_id")} if self.status == "COMPLETED" else {}
+        short = {"products": ["prod-001"]} if self.status == "OUT_OF_STOCK" else {}
         answer = json.loads(self.answer or b"{}")
-        return result == known | {key: answer[key] for key in answer if key != "approved"}
+        return result == known | found | short | {k: answer[k] for k in answer if k != "approved"}
 
 
 FLOWS = [
@@ -68,14 +61,10 @@ FLOWS = [
     Flow("応答のない支払い", "PAYMENT_FAILED", UNANSWERED, 9, 10, 5),
     Flow("応答はないが請求は成立", "PAYMENT_FAILED", ANSWERS, 9, 10, 5, lost="LNLLLLLLL"),
 ]
-
-
 RunOrder = Callable[..., DurableFunctionTestResult]
 
 
 def outcome(result: DurableFunctionTestResult) -> dict[str, Any]:
     """成功した実行の結果を読む。"""
     assert result.error is None
-    assert result.result is not None
-    value: dict[str, Any] = json.loads(result.result)
-    return value
+    return dict(json.loads(str(result.result)))
