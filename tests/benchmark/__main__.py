@@ -16,10 +16,9 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     flows = [flow for flow in FLOWS if flow.title in prices.TRANSITIONS]
     costs = [measure(app.handler, flow.order, flow.answer) for flow in flows]
-    settings = deploy.SETTINGS
-    memory, days = settings["MemorySize"], settings["DurableConfig"]["RetentionPeriodInDays"]
+    memory = deploy.SETTINGS["MemorySize"]
+    days = deploy.SETTINGS["DurableConfig"]["RetentionPeriodInDays"]
     bills = [prices.bill(cost, memory, days) for cost in costs]
-    seconds = [second for cost in costs for second in cost.seconds]
 
     show("1. 注文 1 件", [flow.title for flow in flows])
     show("durable オペレーション", [cost.operations for cost in costs])
@@ -29,16 +28,14 @@ def main() -> None:
     print("・チェックポイントの保存: 本体が 0.1 秒を超えるステップごとに、1 増える（無料）\n")
 
     show("2. 注文 100 万件の料金（米ドル）", [flow.title for flow in flows])
-    show("durable オペレーション", [f"{bill.operations:.2f}" for bill in bills])
-    show("データ", [f"{bill.data:.2f}" for bill in bills])
-    show("リクエスト", [f"{bill.requests:.2f}" for bill in bills])
-    show("コンピューティング", [f"{bill.compute:.2f}" for bill in bills])
+    kinds = ("durable オペレーション", "データ", "リクエスト", "コンピューティング")
+    for kind, amounts in zip(kinds, zip(*bills, strict=True), strict=True):
+        show(kind, [f"{amount:.2f}" for amount in amounts])
     show("合計", [f"{bill.total:.0f}" for bill in bills])
     show("Step Functions", [f"{prices.step_functions(flow.title):.0f}" for flow in flows])
     print(f"・{prices.REGION} の公開料金（{prices.DATE}時点）")
     print(f"・データ: 入力、記録、結果の書き込みと、{days} 日の保存")
-    used = f"{prices.INVOCATION_SECONDS} 秒とする（実測 {sum(seconds) / len(seconds):.2f} 秒）"
-    print(f"・コンピューティング: {memory} MB、arm64、1 回 {used}")
+    print(f"・コンピューティング: {memory} MB、arm64、1 回 {prices.INVOCATION_SECONDS} 秒とする")
     print("・Step Functions: Standard の状態遷移だけ。呼び出す Lambda の料金は含まない")
     print("・どちらも含まない: 無料枠、ログ、転送、税、コールドスタートの時間")
 

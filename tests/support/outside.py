@@ -1,8 +1,8 @@
-"""外部サービス（決済と通知）のスタブ。べき等性キーで 2 度目を見分け、応答を失い、強制終了する。
+"""外部サービス（決済と通知）のスタブ。べき等性キーで重複を検出し、応答を失わせ、強制終了させる。
 
-請求も通知もフォルダーのファイルに記録するので、プロセスが強制終了されても残る。環境変数 BOOKS が
-あれば、そのフォルダーで app.py の外部サービスを置き換える。ローカル AWS へは app.py と並べて
-デプロイする。`python -m tests.support.outside [注文]` は、5 倍速の `python app.py [注文]` になる。
+依頼はフォルダーに記録するので、強制終了されても残る。環境変数 BOOKS があれば、そのフォルダーで
+app.py の外部サービスを置き換える（ローカル AWS へは、app.py と並べてデプロイする）。
+`python -m tests.support.outside [注文]` は、5 倍速の `python app.py [注文]` になる。
 時計は環境変数 SPEED 倍で、LATER の秒数だけ進んだ状態で始まる。FREEZE の言葉を表示した所で、
 SIGCONT が届くまで止まり、その間に JUMP の秒数が過ぎる。
 """
@@ -56,15 +56,12 @@ class OutsideServices:
             self._record("shipment", key, order_id)
         return f"ship-{order_id}"
 
-    # ---- テストが決めること、読むこと ----
-
     def lose_answers(self, name: str, fates: str) -> None:
         """依頼 name の 1 回目からの結果を、1 文字ずつ指定する。その先は応答する。
 
-        name は、どの依頼でもよければ charge、cancellation、notice。1 件の注文の依頼なら、請求は
-        -payment、取り消しは -payment-cancellation、通知は -notice で終わる。
-        A: 処理して応答する。L: 処理するが、応答が失われる。N: 依頼が届かず、処理しない。
-        C: 処理した後、ステップの結果を記録する前に、呼び出しが異常終了する。D: カードを拒否する。
+        name は、charge、cancellation、notice、shipment か、1 件の注文の依頼（_asked の name）。
+        A: 処理して応答する。L: 処理するが、応答が失われる。N: 依頼が届かない。D: 拒否する。
+        C: 処理した後、ステップの結果を記録する前に、呼び出しが異常終了する。
         """
         (self.books / f"fates-{name}").write_text(fates)
 
@@ -74,16 +71,14 @@ class OutsideServices:
 
     def done(self, kind: str) -> dict[str, Any]:
         """処理したことを、べき等性キーごとに返す。"""
-        found = self.books.glob(f"done-{kind}-*")
         start = f"done-{kind}-"
+        found = self.books.glob(f"{start}*")
         return {file.name.removeprefix(start): json.loads(file.read_text()) for file in found}
 
     def asked(self, kind: str) -> list[str]:
         """依頼されたべき等性キーを、依頼された順に返す。"""
         log = self.books / f"asked-{kind}"
         return log.read_text().split() if log.exists() else []
-
-    # ---- 内部 ----
 
     @contextmanager
     def _asked(self, kind: str, key: str, name: str) -> Iterator[None]:
@@ -118,11 +113,9 @@ class OutsideServices:
         draft.unlink()
 
     def _die_if_told(self, kind: str, when: str) -> None:
-        try:
-            (self.books / f"kill-{when}-{kind}").unlink()
-        except FileNotFoundError:
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
+        if (order := self.books / f"kill-{when}-{kind}").exists():
+            order.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if books := os.environ.get("BOOKS"):

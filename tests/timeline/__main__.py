@@ -1,6 +1,5 @@
 """`python -m tests.timeline [--watch] "$ARN"`: 実行の履歴を AWS から読み、図にする。"""
 
-import io
 import os
 import re
 import shutil
@@ -11,8 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 if __name__ == "__main__":  # boto3 を読み込む間も、Ctrl-C で静かに終わる
-    for number in (signal.SIGINT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import deploy  # boto3 がなければ、ここで 1 文を示して終わる
 from tests.timeline import ONGOING, ROWS, draw, status_of
@@ -30,8 +28,6 @@ UNKNOWN = r"（(\w*(?:Validation|ResourceNotFound)\w+: .{,100})(.*)）$"
 
 def main() -> None:
     """図を表示する。できなければ、対処方法を標準エラー出力に示し、終了コード 1 で終わる。"""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # 日本語を表示できなくても、図は表示する
     arns = [argument for argument in sys.argv[1:] if argument != "--watch"]
     if len(arns) != 1:
         sys.exit(USAGE)
