@@ -42,8 +42,7 @@ class Life(Client):
     def checkpoint(self, *_: Any, **call: Any) -> CheckpointOutput:
         if is_early_start(call["updates"]):
             return super().checkpoint(**call)
-        self.number += 1
-        number = self.number
+        self.number = number = self.number + 1
         self.strike("before", number)
         output = super().checkpoint(**call)
         self.strike("after", number)

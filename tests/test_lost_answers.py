@@ -20,9 +20,8 @@ ATTEMPTS = app.RETRY.max_attempts
 EVERY = map("".join, product("ALN", repeat=ATTEMPTS))
 PAYMENTS = sorted({"".join(fates.partition("A")[:2]) for fates in EVERY})
 NEVER = ["L" * ATTEMPTS, "N" * ATTEMPTS]
-SOMETIMES = [(lost, lost) for lost in ("", "LNL", "NLN")]  # 取り消しと通知の失い方
-LOSSES = [*SOMETIMES, *((never, "") for never in NEVER), *(("", never) for never in NEVER)]
-NAMES = ("payment", "payment-cancellation", "notice")
+BOTH = [(lost, lost) for lost in ("", "LNL", "NLN")]
+LOSSES = [*BOTH, *product(NEVER, [""]), *product([""], NEVER)]  # 取り消しと通知の失い方
 
 
 def results(
@@ -31,7 +30,8 @@ def results(
     """支払いの並びごとに 1 件、同時に注文し、並びごとの結果を返す。"""
     arns = {}
     for payment in payments:
-        for name, fates in zip(NAMES, (payment, *losses), strict=False):
+        names = ("payment", "payment-cancellation", "notice")
+        for name, fates in zip(names, (payment, *losses), strict=False):
             services.lose_answers(f"order-{payment}-{name}", fates)
         order = json.dumps(ANSWERS | {"order_id": f"order-{payment}"})
         arns[payment] = runner.run_async(input=order)

@@ -9,7 +9,7 @@ import pytest
 
 import app
 from tests.support.client import restart_at_once
-from tests.support.flows import RunOrder, order_of, outcome
+from tests.support.flows import ANSWERS, RunOrder, outcome
 from tests.support.outside import OutsideServices
 
 
@@ -18,11 +18,21 @@ def broken(suffering: str) -> None:
     pytest.fail(suffering, pytrace=False)
 
 
+def charged_once(services: OutsideServices, cause: str = "") -> int:
+    """請求した金額。2 回以上の請求なら、テストを失敗させる。"""
+    charges = services.done("charge").values()
+    times, total = len(charges), int(sum(charges))
+    if times > 1:
+        charged = f"カードに {times} 回、合わせて {total:,} 円が請求されました。"
+        broken(f"{cause}2,000 円の注文で、お客様の{charged}")
+    return total
+
+
 def test_one_payment_timeout_does_not_lose_the_order(
     run_order: RunOrder, services: OutsideServices
 ) -> None:
     services.lose_answers("charge", "N")
-    result = run_order(order_of(simulate={"payment_timeouts": 0}))
+    result = run_order(ANSWERS)
     if result.error is not None or not services.done("notice"):
         broken("決済が 1 回タイムアウトしただけで注文が失敗し、お客様には何も通知されません。")
     assert outcome(result)["status"] == "COMPLETED"
@@ -32,19 +42,13 @@ def test_a_lost_answer_of_the_gateway_is_not_charged_twice(
     run_order: RunOrder, services: OutsideServices
 ) -> None:
     services.lose_answers("charge", "L")
-    run_order(order_of(simulate={"payment_timeouts": 0}))
-    charges = services.done("charge").values()
-    if len(charges) > 1:
-        broken(
-            f"2,000 円の注文で、お客様のカードに {len(charges)} 回、"
-            f"合わせて {sum(charges):,} 円が請求されました。"
-        )
-    assert sum(charges) == 2000
+    run_order(ANSWERS)
+    assert charged_once(services) == 2000
 
 
 def test_a_declined_card_is_tried_once(run_order: RunOrder, services: OutsideServices) -> None:
     services.lose_answers("charge", "DDDD")
-    run_order(order_of(simulate={"payment_timeouts": 0}))
+    run_order(ANSWERS)
     tries = len(services.asked("charge"))
     if tries > 1:
         broken(
@@ -58,7 +62,7 @@ def test_a_customer_whose_payment_failed_is_not_left_charged(
     run_order: RunOrder, services: OutsideServices
 ) -> None:
     services.lose_answers("charge", "LLLL")
-    run_order(order_of(simulate={"payment_timeouts": 0}))
+    run_order(ANSWERS)
     told = [notice["status"] for notice in services.done("notice").values()]
     charged = sum(services.done("charge").values())
     if told == ["PAYMENT_FAILED"] and not services.done("cancellation"):
@@ -78,15 +82,10 @@ def test_a_replay_asks_for_the_same_thing(
     monkeypatch.setattr(app, "time", clock)
     monkeypatch.setattr(app, "datetime", SimpleNamespace(now=lambda tz=None: next(days)))
     services.lose_answers("charge", "C")
-    result = run_order(order_of(simulate={"payment_timeouts": 0}))
-    charges, told = services.done("charge").values(), list(services.done("notice"))
+    result = run_order(ANSWERS)
     once = "呼び出しが 1 回異常終了しただけで、"
-    if len(charges) > 1:
-        broken(
-            f"{once}2,000 円の注文で、お客様のカードに {len(charges)} 回、"
-            f"合わせて {sum(charges):,} 円が請求されました。"
-        )
+    charged = charged_once(services, once)
     if result.error is not None:
-        left = "カードには請求されたまま、" if sum(charges) else ""
+        left = "カードには請求されたまま、" if charged else ""
         broken(f"{once}注文が失敗し、{left}お客様には何も通知されません。")
-    assert (sum(charges), told) == (2000, ["order-123-COMPLETED"])
+    assert (charged, list(services.done("notice"))) == (2000, ["order-123-COMPLETED"])

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, call
+from unittest.mock import Mock, call, patch
 
 import boto3
 import pytest
@@ -167,11 +167,10 @@ def test_rows_that_do_not_fit_are_counted() -> None:
 
 @pytest.fixture(scope="module")
 def account() -> Iterator[Account]:
-    with LocalAws(speed=5) as server, pytest.MonkeyPatch.context() as monkeypatch:
+    with LocalAws(speed=5) as server:
         account = Account(server.endpoint, server.access_key)
-        for name, value in account.environment.items():
-            monkeypatch.setenv(name, value)
-        yield account
+        with patch.dict(os.environ, account.environment):
+            yield account
 
 
 def test_command_draws_an_order_to_its_end(account: Account, tmp_path: Path) -> None:

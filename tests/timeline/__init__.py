@@ -181,11 +181,9 @@ class Chart(NamedTuple):
 def short(name: str) -> str:
     """表示できない文字を置き換え、長ければ切り詰める。"""
     name = "".join(char if char.isprintable() else "?" for char in name)
-    if width(name) <= NAME_WIDTH:
-        return name
-    while width(name) > NAME_WIDTH - 2:
-        name = name[:-1]
-    return f"{name}.."
+    while width(name) > NAME_WIDTH:
+        name = f"{name.removesuffix('..')[:-1]}.."
+    return name
 
 
 def duration(time: timedelta) -> str:
