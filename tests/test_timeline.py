@@ -198,19 +198,20 @@ def test_command_draws_an_order_to_its_end(account: Account, tmp_path: Path) -> 
     assert (full.returncode, without.returncode) == (1, 1)
 
 
-def test_watch_draws_in_place_once_a_second(monkeypatch: Any, capsys: Any) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_watch_draws_in_place_or_at_the_end(monkeypatch: Any, capsys: Any, terminal: bool) -> None:
     news, client = [*step(24, "notify"), STOPPED], Mock()
     pages = [[{"Events": WAITING}], [{"Events": PAYING}], [{"Events": PAYING}, {"Events": news}]]
     client.get_paginator.return_value.paginate.side_effect = pages
     monkeypatch.setattr(boto3, "client", lambda *_, **__: client)
-    monkeypatch.setattr(os, "isatty", lambda _: True)
+    monkeypatch.setattr(os, "isatty", lambda _: terminal)
     monkeypatch.setattr(time, "sleep", client.sleep)
     monkeypatch.setenv("LINES", "8")
     command.show("arn", watch=True)
     *drawn, last = re.split(r"\x1b\[(\d+)A\x1b\[J", capsys.readouterr().out)
     assert client.sleep.call_args_list == [call(1), call(1)]
-    assert drawn[1::2] == [str(text.count("\n")) for text in drawn[::2]] == ["5", "6"]
-    assert last == draw([*PAYING, *news], after(0), most_rows=4) + "\n"
+    assert drawn[1::2] == [str(text.count("\n")) for text in drawn[::2]] == ["5", "6"] * terminal
+    assert last == draw([*PAYING, *news], after(0), most_rows=4 if terminal else 40) + "\n"
 
 
 NOBODY = "arn:aws:lambda:ap-northeast-1:123456789012:function:f:1/durable-execution/n/n"
