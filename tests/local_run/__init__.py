@@ -12,9 +12,6 @@ README_ORDER = {
     "order_id": "order-123",
     "items": [{"product_id": "prod-001", "name": "Widget", "price": 1000, "quantity": 2}],
 }
-INSTALL = (
-    "README の「まず 1 件動かす」のコマンドで .venv を作り、.venv/bin/python を使ってください。"
-)
 
 
 def main(program: str) -> None:
@@ -23,13 +20,14 @@ def main(program: str) -> None:
     できなければ、対処方法を 1 文で示して終了コード 1 で終わる。Ctrl-C では 130 で終わる。
     """
     prepare()
-    if sys.version_info < (3, 11):  # noqa: UP036
-        version = "{}.{}".format(*sys.version_info)
-        stop(f"Python 3.11 以降が必要です（これは {version} です）。{INSTALL}", 1)
     try:
         from .order import load, process
-    except ImportError as error:
-        if error.name == "fcntl":
-            stop("Windows では動きません。WSL か AWS CloudShell で実行してください。", 1)
-        stop(f"{error.name} がインストールされていないか、バージョンが違います。{INSTALL}", 1)
+    except ImportError as error:  # 古い Python には SDK が、Windows には fcntl がない
+        version = "{}.{}".format(*sys.version_info)
+        stop(
+            f"この Python（{version}）では {error.name} を使えません。Python 3.11 以降と、"
+            "README の「まず 1 件動かす」のコマンドで .venv を作り、.venv/bin/python を"
+            "使ってください（Windows では WSL か AWS CloudShell で）。",
+            1,
+        )
     process(load(program), sys.argv[1:])

@@ -9,7 +9,6 @@ from typing import Any
 HINTS = {  # メッセージの正規表現と、対処方法
     r"\bcoroutine\b": "。async def ではなく def にしてください",
     r"\bfunction\b": "。ステップは context.step() で実行してください",
-    r"\bJSON serializable\b": "。結果には JSON にできる値だけを使ってください",
 }
 
 
@@ -36,11 +35,8 @@ def line_of(app: ModuleType, error: BaseException) -> str:
 
 
 def mismatch(message: str, recorded: Any) -> str:
-    """記録にあったものと、今回来たもの。recorded は記録のオペレーション。"""
-    fields = re.findall(r"(subtype|name) checkpoint=(.*?) current=(None|'.*?')(?:,|$)", message)
-    if not (recorded and fields):
-        return message
+    """記録にあったもの（recorded はそのオペレーション）と、今回来たもの。"""
     was = {"subtype": repr(recorded.sub_type), "name": repr(recorded.name)}
-    came = was | {field: current for field, _, current in fields}
-    first, second = (" ".join(found.values()).replace("'", "") for found in (was, came))
+    came = re.findall(r"(subtype|name) checkpoint=.*? current=(None|'.*?')(?:,|$)", message)
+    first, second = (" ".join(it.values()).replace("'", "") for it in (was, was | dict(came)))
     return f"記録では {first}、今回は {second}"

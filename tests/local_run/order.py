@@ -50,12 +50,10 @@ def process(app: ModuleType, arguments: list[str], speed: float = 1) -> None:
         name = str(order.get("order_id")) if isinstance(order, dict) else ""
         name = name if re.fullmatch("[A-Za-z0-9_-]{1,64}", name) else "order"
         store = open_record(folder / f"{name}.db", speed)
-        execution, picture = run(app, order, name, store)
+        failed = run(app, order, name, store)
     except Exception as error:  # noqa: BLE001 validate が示す理由か、app.py の間違いもある
         ours = isinstance(error, UnusableOrderError) or type(error).__module__ == app.__name__
         stop(f"{error if ours and str(error) else tell(app, error)}。", 1)
-    say(f"\n{picture}\n")
-    failed = show_result(execution, store)
     store.delete()  # 表示できずに止まれば、記録は残り、次のコマンドが表示する
     stop(None, 1 if failed else 0)
 
@@ -81,17 +79,17 @@ def read_order(arguments: list[str]) -> Any:
     try:
         if not text.lstrip().startswith(("{", "[")):
             text = Path(text).read_text("utf-8-sig")
-        return json.loads(text, parse_constant=int)  # NaN や Infinity は ValueError
-    except json.JSONDecodeError as error:
-        place = f"{error.lineno} 行目の {error.colno} 文字目"
-        problem = f"注文を JSON として読み取れません（{place}）。JSON の書き方を確認してください"
-    except (ValueError, RecursionError, OSError) as error:
-        problem = f"注文を読み取れません（{error!s:.200}）"
-    raise UnusableOrderError(problem)
+        return json.loads(text)
+    except (ValueError, OSError) as error:
+        problem = f"注文を JSON として読み取れません（{error!s:.200}）"
+        raise UnusableOrderError(problem) from error
 
 
-def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> tuple[Execution, str]:
-    """注文を完了まで処理し、その実行と図を返す。コールバックへの回答はターミナルで尋ねる。"""
+def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> bool:
+    """注文を完了まで処理し、図と結果を表示する。コールバックへの回答はターミナルで尋ねる。
+
+    結果がなく、終わった理由を表示したなら True。
+    """
     execution, clock = store.recorded, store.clock
     text = json.dumps(order, sort_keys=True)
     if execution and execution.start_input.input != text:
@@ -103,8 +101,13 @@ def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> tuple[Exec
     logging.root.addHandler(progress)
     logging.root.setLevel(logging.INFO)
     # 結果を送る前に大きさを調べる公開 API はない。SDK の非公開 API は、ここだけで使う
-    measure = progress.check_size(ExecutionState._calculate_operation_size)
-    setattr(ExecutionState, "_calculate_operation_size", staticmethod(measure))  # noqa: B010
+    measure = ExecutionState._calculate_operation_size
+
+    def measured(item: Any) -> int:
+        progress.check_size(item.operation_update)
+        return measure(item)
+
+    setattr(ExecutionState, "_calculate_operation_size", staticmethod(measured))  # noqa: B010
     # 何も動けなかった間の時間は、止めている間の時間と同じように扱う
     clock.jumped = lambda: os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -126,7 +129,7 @@ def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> tuple[Exec
             return callback in waits and callback.due > clock.now()
 
         while not (execution := store.load(arn)).is_complete:
-            waits = waits_of(execution) if progress.idle else []
+            waits = waits_of(execution) if progress.running is False else []
             for callback in [wait for wait in waits if wait.callback_id and is_open(wait)][:1]:
                 left = f"あと {(callback.due - clock.now()).total_seconds():.0f} 秒"
                 limit = left if callback.due < FOREVER else "期限なし"
@@ -135,8 +138,24 @@ def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> tuple[Exec
                     with contextlib.suppress(ResourceNotFoundException):  # 期限が先に来た
                         runner.send_callback_success(callback.callback_id, answer)
             time.sleep(0.1)
-        events = [event.to_dict() for event in runner.get_execution_history(arn).events]
-    return execution, draw(events, clock.now(), store.invocations())
+        if progress.running:  # 呼び出しの途中で、実行タイムアウトが来た
+            store.ended()
+        # ランナーの公開 API は、先頭の 100 件しか返さない
+        history = runner._executor.get_execution_history(arn, max_items=2**31)
+    events = [event.to_dict() for event in history.events]
+    say(f"\n{draw(events, clock.now(), store.invocations())}\n")
+    assert execution.result
+    if execution.current_status() is ExecutionStatus.TIMED_OUT:
+        minutes = execution.start_input.execution_timeout_seconds // 60
+        reason = f"開始から {minutes} 分の実行タイムアウト（ExecutionTimeout）を超えました"
+    elif error := execution.result.error:
+        reason = progress.failure or described(error.type, error.message)
+    else:
+        result = json.loads(execution.result.result or "null")
+        say(json.dumps(result, ensure_ascii=False, indent=2))
+        return False
+    say(f"注文は失敗しました: {reason}。", file=sys.stderr)
+    return True
 
 
 def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None:
@@ -160,8 +179,7 @@ def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None
     callbacks = [wait for wait in waits if wait.callback_id]
     for callback in callbacks:
         if callback.due <= now:
-            kind = callback.timeout_type.value
-            error = service.ErrorObject(kind, kind, None, None)
+            error = service.ErrorObject.from_message("Callback.Timeout")
             execution.complete_callback_timeout(callback.callback_id, error, now)
     store.update(execution)
     if execution.is_complete:
@@ -170,25 +188,8 @@ def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None
     for callback in callbacks:
         if now < callback.due < FOREVER:
             seconds = math.ceil((callback.due - now).total_seconds())
-            timeout = callback.timeout_type is service.CallbackTimeoutType.TIMEOUT
-            options = service.CallbackOptions(*((seconds, 0) if timeout else (0, seconds)))
+            options = service.CallbackOptions(timeout_seconds=seconds)
             executor._schedule_callback_timeouts(arn, options, callback.callback_id)
-
-
-def show_result(execution: Execution, store: OrderStore) -> bool:
-    """結果か、結果がないまま終わった理由を表示する。後者なら True。"""
-    assert execution.result
-    if execution.current_status() is ExecutionStatus.TIMED_OUT:
-        minutes = execution.start_input.execution_timeout_seconds // 60
-        reason = f"開始から {minutes} 分の実行タイムアウト（ExecutionTimeout）を超えました"
-    elif error := execution.result.error:
-        reason = store.failure() or described(error.type, error.message)
-    else:
-        result = json.loads(execution.result.result or "null")
-        say(json.dumps(result, ensure_ascii=False, indent=2))
-        return False
-    say(f"注文は失敗しました: {reason}。", file=sys.stderr)
-    return True
 
 
 def ask_approver(is_open: Callable[[], bool]) -> bytes | None:
@@ -206,8 +207,8 @@ def ask_approver(is_open: Callable[[], bool]) -> bytes | None:
     except TimeoutError:
         say("\n回答の期限が過ぎました。")
         return None
-    except (EOFError, OSError) as error:
-        if isinstance(error, OSError) or (at_terminal and not os.isatty(0)):
+    except (EOFError, OSError):
+        if at_terminal and not os.isatty(0):
             stop("\nターミナルが閉じられました。記録は残るので、再開できます。", 1)
         say("\n入力がないため、却下します。")
         return b'{"approved": false}'

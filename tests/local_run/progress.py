@@ -23,14 +23,14 @@ LIMIT = 256 * 1024  # ステップなどの結果の上限（バイト）
 class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
     """ハンドラーの呼び出し、リプレイ、待機、ステップのログを、そのつど 1 行ずつ表示する。
 
-    時刻は、注文の開始からの秒数。idle は、ハンドラーが動いていないことを示す。
+    時刻は、注文の開始からの秒数。running は、呼び出し中か（呼び出す前は None）。
     """
 
     def __init__(self, app: ModuleType, store: OrderStore) -> None:
         super().__init__()
         self.app, self.store, self.clock = app, store, store.clock
         self.program = Path(str(app.__file__)).name
-        self.idle = False
+        self.running: bool | None = None
         self.started = self.clock.now()
         self.operations: dict[str, plugin.OperationInfo] = {}
         self.failures: dict[str, tuple[int | None, str]] = {}  # まだ表示していない失敗
@@ -49,13 +49,13 @@ class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
             try:
                 return handler(*arguments)
             except BaseException as error:
-                self.end_if_it_kills(error)
+                self.stop_if_it_kills(error)
                 self.failure = tell(self.app, error)
                 raise
 
         return watched
 
-    def end_if_it_kills(self, error: BaseException | None) -> None:
+    def stop_if_it_kills(self, error: BaseException | None) -> None:
         """SystemExit などなら、プロセスを終える。ランナーは、その先へ進めなくなる。"""
         sdk = SuspendExecution.__module__
         if error and not isinstance(error, Exception) and type(error).__module__ != sdk:
@@ -65,7 +65,7 @@ class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
 
     def on_invocation_start(self, info: plugin.InvocationStartInfo) -> None:
         assert info.execution_start_time
-        self.idle, self.started, self.failure = False, info.execution_start_time, None
+        self.running, self.started, self.failure = True, info.execution_start_time, None
         self.operations = dict(info.operations)
         number = self.store.began()
         self.show(f"呼び出し {number} 回目" + ("" if info.is_first_invocation else ": リプレイ"))
@@ -80,18 +80,14 @@ class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if hasattr(record, "executionArn") or record.name == self.app.__name__:
-            try:
-                message = record.getMessage()
-            except Exception:  # noqa: BLE001 ログの書き間違いで、注文を失敗させない
-                return self.handleError(record)
             found = getattr(record, "operationId", None) or getattr(record, "parentId", None)
             operation = self.operations.get(found or "")
             name = label(operation, self.operations) if operation else ""
-            self.show(f"  {name:14} {message}")
+            self.show(f"  {name:14} {record.getMessage()}")
 
     def on_user_function_end(self, info: plugin.UserFunctionEndInfo) -> None:
         error = sys.exception()  # SDK は、例外が伝わる間に呼び出す
-        self.end_if_it_kills(error)
+        self.stop_if_it_kills(error)
         if isinstance(error, Exception) and not hasattr(error, "error_type"):
             ours = type(error).__module__ == self.app.__name__ and str(error)
             self.failures[info.operation_id] = (info.attempt, ours or tell(self.app, error))
@@ -109,46 +105,34 @@ class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
                 name = label(operation, info.operations)
                 self.show(f"  {name:14} {attempt} 回目は失敗: {reason}")
 
-    def check_size(self, measure: Callable[[Any], int]) -> Callable[[Any], int]:
+    def check_size(self, update: Any) -> None:
         """上限を超えた結果は、AWS では拒否される。SDK は、750 KB を超えると永久に送り直す。"""
-
-        def checked(item: Any) -> int:
-            update = item.operation_update
-            size = len((update and update.payload) or "")
-            if size > LIMIT:
-                name = label(update, self.operations)
-                what = f"{name} の結果が大きすぎます"
-                self.give_up(f"{what}（{size / 1024:,.0f} KB。上限は 256 KB です）")
-            return measure(item)
-
-        return checked
+        size = len((update and update.payload) or "")
+        if size > LIMIT:
+            what = f"{label(update, self.operations)} の結果が大きすぎます"
+            self.give_up(f"{what}（{size / 1024:,.0f} KB。上限は 256 KB です）")
 
     def give_up(self, what: str) -> None:
         stop(f"{what}。記録は残るので、{self.program} を修正して再開できます。", 1)
 
     def on_invocation_end(self, info: plugin.InvocationEndInfo) -> None:
-        kind, message = (info.error.type or "", info.error.message) if info.error else ("", "")
-        if kind.endswith(".NonDeterministicExecutionError"):
-            recorded = [
-                self.operations[key] for key in self.operations if f"'{key}'" in str(message)
-            ]
+        if info.error and str(info.error.type).endswith(".NonDeterministicExecutionError"):
+            message, operations = str(info.error.message), self.operations
+            recorded = next(operations[key] for key in operations if f"'{key}'" in message)
             stop(
-                f"処理の流れが、処理途中の注文の記録と一致しません"
-                f"（{mismatch(str(message), recorded[0] if recorded else None)}）。"
+                "処理の流れが、処理途中の注文の記録と一致しません"
+                f"（{mismatch(message, recorded)}）。"
                 f"{self.program} を変更したなら、元に戻すか、order_id を変えてください。"
                 "変更していないなら、時刻や乱数、外部の値、finally のように、"
                 "リプレイのたびに変わるものによって流れが変わっています。",
                 1,
             )
-        failed = info.status is plugin.InvocationStatus.FAILED
-        self.store.ended((self.failure or described(kind, message)) if failed else None)
+        self.store.ended()
         if info.status is plugin.InvocationStatus.PENDING:
             self.show_wait(str(info.execution_arn))
-        elif info.status is plugin.InvocationStatus.RETRY:
-            self.show(f"呼び出しが異常終了しました: {described(kind, message)}")
-        else:
+        elif info.status is not plugin.InvocationStatus.RETRY:
             self.show_end()
-        self.idle = True
+        self.running = False
 
     def show_end(self) -> None:
         invocations = self.store.invocations()
@@ -167,7 +151,7 @@ class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
             if wait.callback_id:
                 what = "承認者の回答を待ちます"
             elif wait.retry:
-                what = f"{left} 秒後に再試行します" if left else "すぐに再試行します"
+                what = f"{left} 秒後に再試行します"
             else:
-                what = f"あと {left} 秒待ちます" if left else "すぐに再開します"
+                what = f"あと {left} 秒待ちます"
             self.show(f"{wait.label}: {what}。その間、ハンドラーは動きません")

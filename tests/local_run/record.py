@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from .screen import stop
 MARK = b"ordr"  # このデモの記録の印（SQLite の application_id）。ファイルの 68 バイト目から入る
 SCHEMA = f"""
     PRAGMA application_id = {int.from_bytes(MARK)};
-    CREATE TABLE invocations (began REAL, ended REAL, failure TEXT);
+    CREATE TABLE invocations (began REAL, ended REAL);
 """
 
 
@@ -28,14 +27,21 @@ class UnusableOrderError(Exception):
 class OrderStore(SQLiteExecutionStore):
     """ランナーのストアに、排他、呼び出しの記録、注文の時計を加える。
 
-    上書きする _connection と、使う _init_db は、ランナーの非公開 API。
+    記録の隣のファイルをロックする。記録そのものをロックすると、macOS では SQLite のロックと
+    衝突する。上書きする _connection と、使う _init_db は、ランナーの非公開 API。
     """
 
-    def __init__(self, path: Path, claim: "Claim", speed: float) -> None:
+    def __init__(self, path: Path, speed: float) -> None:
         """記録を開くか、作る。途中で強制終了しても、作りかけの記録は残らない。"""
+        self.opened, self.thread_lock, lock = False, threading.Lock(), path.with_suffix(".lock")
+        path.parent.mkdir(exist_ok=True)
+        self.lock = lock.open("ab")
+        fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for file, mark in ((path, MARK), (lock, b"")):
+            if file.exists() and file.read_bytes()[68:72] != mark:
+                raise OSError(None, "このデモの記録ではないか、破損しています", file)
         new = not path.exists()
         super().__init__(path.with_suffix(".db-new") if new else path)
-        self.claim, self.opened, self.lock = claim, False, threading.Lock()
         if new:
             self.db_path.unlink(missing_ok=True)
             self._init_db()
@@ -60,9 +66,7 @@ class OrderStore(SQLiteExecutionStore):
 
         注文を始めてからここで失敗すれば、どのスレッドも、記録できないまま処理を進めない。
         """
-        with self.lock:
-            if not self.claim.is_held():
-                stop("処理の途中で、注文の記録が削除されました。もう一度実行してください。", 1)
+        with self.thread_lock:
             try:
                 with super()._connection() as database:
                     database.execute("PRAGMA synchronous=FULL")
@@ -74,7 +78,7 @@ class OrderStore(SQLiteExecutionStore):
 
     def delete(self) -> None:
         """記録のファイルだけを削除する。"""
-        self.lock.acquire()  # ロックは解放しない。ランナーは、注文の完了後にも書き込もうとする
+        self.thread_lock.acquire()  # 解放しない。ランナーは、注文の完了後にも書き込もうとする
         for ending in (".db", ".db-wal", ".db-shm", ".lock"):
             self.db_path.with_suffix(ending).unlink(missing_ok=True)
 
@@ -84,19 +88,12 @@ class OrderStore(SQLiteExecutionStore):
         with self._connection() as database:
             return int(database.execute(insert, [self.clock.now().timestamp()]).lastrowid or 0)
 
-    def ended(self, failure: str | None) -> None:
-        """呼び出しの終了と、失敗していればその説明を記録する。"""
+    def ended(self) -> None:
+        """最後の呼び出しの終了を記録する。"""
         last = "(SELECT max(rowid) FROM invocations)"
-        update = f"UPDATE invocations SET ended = ?, failure = ? WHERE rowid = {last}"
+        update = f"UPDATE invocations SET ended = ? WHERE rowid = {last}"
         with self._connection() as database:
-            database.execute(update, [self.clock.now().timestamp(), failure])
-
-    def failure(self) -> str | None:
-        """最後の呼び出しが失敗した理由。"""
-        select = "SELECT failure FROM invocations ORDER BY rowid DESC LIMIT 1"
-        with self._connection() as database:
-            row = database.execute(select).fetchone()
-        return row and str(row[0] or "")
+            database.execute(update, [self.clock.now().timestamp()])
 
     def invocations(self) -> list[tuple[datetime, datetime | None]]:
         """呼び出しの開始と終了。中断した呼び出しには、終了がない。"""
@@ -108,35 +105,10 @@ class OrderStore(SQLiteExecutionStore):
         ]
 
 
-class Claim:
-    """記録の隣のファイルのロック。持っている間、ほかのプロセスはこの注文を処理できない。
-
-    記録そのものはロックしない。macOS では、SQLite のロックと衝突する。
-    """
-
-    def __init__(self, path: Path) -> None:
-        """ロックする。ほかのプロセスが使用中なら BlockingIOError、書き込めなければ OSError。"""
-        self.path, self.file = path, path.open("ab")
-        fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not self.is_held():  # 開いた直後に、ほかのプロセスが注文を完了して削除した
-            raise BlockingIOError
-
-    def is_held(self) -> bool:
-        """ロックしたファイルが、まだその場所にあるか。"""
-        with contextlib.suppress(OSError):
-            return os.path.samestat(os.fstat(self.file.fileno()), self.path.stat())
-        return False
-
-
 def open_record(path: Path, speed: float) -> OrderStore:
-    """注文の記録を排他的に開く。開けなければ、何も変えずに UnusableOrderError。"""
+    """注文の記録を開く。開けなければ、何も変えずに UnusableOrderError。"""
     try:
-        path.parent.mkdir(exist_ok=True)
-        claim = Claim(path.with_suffix(".lock"))
-        for file, mark in ((path, MARK), (claim.path, b"")):
-            if file.exists() and file.read_bytes()[68:72] != mark:
-                raise OSError(None, "このデモの記録ではないか、破損しています", file)
-        return OrderStore(path, claim, speed)
+        return OrderStore(path, speed)
     except BlockingIOError as error:
         raise UnusableOrderError(
             f"注文 {path.stem} は別のプロセスで処理中です。完了を待つか、order_id を変えてください"

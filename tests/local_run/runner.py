@@ -17,12 +17,10 @@ from aws_durable_execution_sdk_python_testing.scheduler import Scheduler
 
 
 class ReliableExecutor(Executor):
-    """待機や再試行の時刻が来た実行を、必ずもう一度呼び出す。
+    """待機や再試行の時刻が来た実行を、必ずもう一度呼び出す。上書きするものは、非公開 API。
 
     ランナー 1.4.0 は、操作を完了してから呼び出しを予約するまでの間にタイマーを取り消されると、
-    その実行を二度と呼び出さない（lost wakeup）。混んだ機械では注文が RUNNING のまま残るので、
-    取り消されない場所で呼び出しを予約する。_fire_due_operations と _invoke_execution は、
-    ランナーの非公開 API。
+    その実行を二度と呼び出さない（lost wakeup）。そこで、取り消されない場所で呼び出しを予約する。
     """
 
     def _fire_due_operations(self, execution_arn: str) -> bool:
@@ -35,12 +33,9 @@ class OrderClock:
     """実時間の speed 倍で進み、戻らない時計。
 
     スリープした時間は進むが（壁時計で計る）、壁時計が戻されても戻らない（経過時間で計る）。
-    start より前の時刻からは始まらない。飛ばす時計（SkipClock）と違い、出来事の順番は変わらない。
-    タイマーが 1 秒おきに見るので、前に見てから GAP 秒を超えていれば、その間は何も動けなかった
-    （Ctrl-Z、スリープ、進められた壁時計）。そのときは、時刻を返す前に jumped を呼び出す。
+    start より前の時刻からは始まらない。タイマーが 1 秒おきに見るので、前に見てから 10 秒を超えて
+    いれば、その間は何も動けなかった（Ctrl-Z、スリープ）。そのときは、先に jumped を呼び出す。
     """
-
-    GAP = 10
 
     def __init__(self, speed: float = 1, start: datetime | None = None) -> None:
         self.speed = speed
@@ -53,7 +48,7 @@ class OrderClock:
         with self._lock:
             wall, ticks = datetime.now(UTC), time.monotonic()
             passed = max(wall - self._wall, timedelta(seconds=ticks - self._ticks))
-            if self.jumped and passed > timedelta(seconds=self.GAP):
+            if self.jumped and passed > timedelta(seconds=10):
                 self.jumped()
             self._now += passed * self.speed
             self._wall, self._ticks = wall, ticks

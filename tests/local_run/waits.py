@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from aws_durable_execution_sdk_python.lambda_service import CallbackTimeoutType, OperationStatus
+from aws_durable_execution_sdk_python.lambda_service import OperationStatus
 from aws_durable_execution_sdk_python_testing.execution import Execution
 
 FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -27,7 +27,6 @@ class Wait:
     label: str
     due: datetime
     callback_id: str = ""
-    timeout_type: CallbackTimeoutType = CallbackTimeoutType.TIMEOUT
     retry: bool = False
 
 
@@ -38,22 +37,18 @@ def waits_of(execution: Execution) -> list[Wait]:
     options = {update.operation_id: update.callback_options for update in execution.updates[::-1]}
     for key, operation in operations.items():
         name, started = label(operation, operations), operation.status is OperationStatus.STARTED
-        wait, step, begun = (
-            operation.wait_details,
-            operation.step_details,
-            operation.start_timestamp,
-        )
-        if wait and started and wait.scheduled_end_timestamp:
+        step = operation.step_details
+        if started and (wait := operation.wait_details) and wait.scheduled_end_timestamp:
             found.append(Wait(name, wait.scheduled_end_timestamp))
         elif step and step.next_attempt_timestamp and operation.status is OperationStatus.PENDING:
             found.append(Wait(name, step.next_attempt_timestamp, retry=True))
-        elif (callback := operation.callback_details) and started and (limits := options[key]):
-            seconds = {
-                limits.heartbeat_timeout_seconds: CallbackTimeoutType.HEARTBEAT,
-                limits.timeout_seconds: CallbackTimeoutType.TIMEOUT,
-            }
-            first = min(filter(None, seconds), default=0)  # 0 は、期限がないこと
-            due = begun + timedelta(seconds=first) if begun and first else FOREVER
+        elif started and (callback := operation.callback_details):
+            limits = options[key]
+            assert limits
+            assert operation.start_timestamp
+            seconds = filter(None, (limits.timeout_seconds, limits.heartbeat_timeout_seconds))
+            first = min(seconds, default=0)  # 0 は、期限がないこと
+            due = operation.start_timestamp + timedelta(seconds=first) if first else FOREVER
             name = name.removesuffix("/create callback id")  # wait_for_callback
-            found.append(Wait(name, due, callback.callback_id, seconds[first]))
+            found.append(Wait(name, due, callback.callback_id))
     return sorted(found, key=lambda wait: wait.due)

@@ -124,6 +124,7 @@ handler = app.handler
 
 
 if __name__ == "__main__":
+    import threading
     from datetime import datetime, timedelta
     from unittest import mock
 
@@ -142,7 +143,7 @@ if __name__ == "__main__":
     def show(text: str, **options: Any) -> None:
         print(text, **options)
         if freeze and freeze in text:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # 次の行の前に止まる
             if jump:  # 止まっている間に、この秒数が過ぎた
                 os.environ.update(LATER=jump, FREEZE="")
                 clocks[-1]._wall -= timedelta(seconds=float(jump))

@@ -57,11 +57,13 @@ class Terminal:
         _, err = process.communicate(timeout=120)
         return process.returncode, err
 
-    def edit(self, old: str, new: str) -> None:
+    def edit(self, *edits: str) -> None:
+        """app.py の 1 つ目を 2 つ目に、3 つ目を 4 つ目に書き換える。"""
         program = self.folder / "app.py"
-        text = program.read_text("utf-8")
-        assert old in text
-        program.write_text(text.replace(old, new), "utf-8")
+        for old, new in zip(edits[::2], edits[1::2], strict=True):
+            text = program.read_text("utf-8")
+            assert old in text
+            program.write_text(text.replace(old, new), "utf-8")
 
 
 def read_to(words: str, process: "subprocess.Popen[str]") -> str:
