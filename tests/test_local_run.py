@@ -1,6 +1,7 @@
 """`python app.py` を、参加者と同じくターミナルから動かす。何度止めても、注文は続きから再開する。"""
 
 import ast
+import contextlib
 import io
 import json
 import os
@@ -10,7 +11,6 @@ import shutil
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +22,6 @@ from tests.local_run.record import UnusableOrderError, open_record
 from tests.support.flows import ANSWERS, DECLINED, OUT_OF_STOCK, TO_APPROVE, order_of
 from tests.support.terminal import APP, FAST, QUESTION, WAITING, Terminal, read_to, result_in
 
-ROOT = Path(__file__).parents[1]
 STOPPED = "\n中断しました。同じコマンドをもう一度実行すると、続きから再開します。\n"
 
 
@@ -44,12 +43,7 @@ def completed(terminal: Terminal, *orders: Any) -> str:
     return out
 
 
-# ---- 完了まで --------------------------------------------------------------------
-
-
-def test_screen_says_how_long_the_order_was_and_how_little_of_it_anything_ran(
-    terminal: Terminal,
-) -> None:
+def test_screen_says_how_long_the_order_was_and_how_little_ran(terminal: Terminal) -> None:
     out = completed(terminal)
     waits = [int(seconds) for seconds in re.findall(r"(\d+) 秒(?:待ちます|後に再試行)", out)]
     assert 5 <= waits[0] <= 10
@@ -62,9 +56,7 @@ def test_screen_says_how_long_the_order_was_and_how_little_of_it_anything_ran(
     assert 0 < float(ran) <= float(total) - sum(waits) + len(waits)  # 秒数は切り上げてある
 
 
-def test_order_is_taken_as_text_or_file_and_only_its_own_record_is_deleted(
-    terminal: Terminal,
-) -> None:
+def test_order_is_read_from_a_file_and_only_its_record_is_deleted(terminal: Terminal) -> None:
     """app.py のファイル名が何でも、ターミナルが日本語を表示できなくても。"""
     (terminal.folder / "order.json").write_text(json.dumps(OUT_OF_STOCK))
     (terminal.folder / "app.py").rename(terminal.folder / "app.bak")
@@ -82,8 +74,7 @@ def test_order_is_taken_as_text_or_file_and_only_its_own_record_is_deleted(
 @pytest.mark.parametrize(
     ("typed", "approved", "approver"),
     [
-        ("sato\n ＹＥＳ \n", True, "sato"),
-        ("\n\nsato\n\nyes please\nはい\n", True, "sato"),
+        ("\n sato \n\nyes please\nYES\n", True, "sato"),
         ("sato\nNo", False, "sato"),
         ("sato\nyes please\n", False, None),
     ],
@@ -99,13 +90,7 @@ def test_only_a_clear_answer_decides_and_end_of_input_is_no_approval(
     assert (answer["approved"], answer.get("approver")) == (approved, approver)
 
 
-# ---- 止めて、再開する --------------------------------------------------------------
-
-
-def test_order_goes_on_and_its_wait_ends_as_recorded_though_the_clock_is_set_back(
-    terminal: Terminal,
-) -> None:
-    """内容の異なる注文は拒否され、何も失われない。順序が違うだけなら、同じ注文とみなす。"""
+def test_order_goes_on_as_recorded_though_the_clock_is_set_back(terminal: Terminal) -> None:
     terminal.later = 86_400
     assert terminal.stop_at(WAITING, signal.SIGTERM) == (-signal.SIGTERM, "")
     terminal.later = 0
@@ -117,17 +102,8 @@ def test_order_goes_on_and_its_wait_ends_as_recorded_though_the_clock_is_set_bac
     assert 0 < int(re.findall(WAITING + r"あと (\d+) 秒", out)[0]) <= 10
 
 
-def test_leaving_the_question_is_no_answer_and_it_is_asked_again(terminal: Terminal) -> None:
-    keyboard, controller = os.pipe()
-    os.write(controller, b"sato\n")
-    ending = terminal.stop_at("承認しますか", signal.SIGINT, TO_APPROVE, stdin=keyboard)
-    assert ending == (130, STOPPED)
-    assert "承認を依頼しました" not in completed(terminal, TO_APPROVE)
-
-
 @pytest.mark.parametrize("limit", ["timeout", "heartbeat_timeout"])
 def test_question_ends_at_its_time_after_going_on(terminal: Terminal, limit: str) -> None:
-    """改行のない回答は、まだ回答でない。"""
     terminal.edit("CallbackConfig(timeout=", f"CallbackConfig({limit}=")
     terminal.stop_at(QUESTION, signal.SIGKILL, TO_APPROVE)
     terminal.later = 560
@@ -135,7 +111,7 @@ def test_question_ends_at_its_time_after_going_on(terminal: Terminal, limit: str
     os.write(controller, b"sato")
     out, _ = terminal.start(TO_APPROVE, stdin=keyboard).communicate(timeout=120)
     os.close(controller)
-    assert f"{QUESTION}: \n回答の期限が過ぎました。\n" in out
+    assert "\n回答の期限が過ぎました。\n" in out.partition(QUESTION)[2]
     assert result_in(out)["status"] == "APPROVAL_TIMED_OUT"
     assert terminal.services.done("charge") == {}
 
@@ -177,8 +153,6 @@ def test_time_in_which_nothing_could_run_is_like_the_time_between_kill_and_going
     assert int(re.findall(r"終了: 呼び出しは \d 回。(\d+)\.\d 秒のうち", out)[0]) >= 86_400
 
 
-# ---- 参加者が書き換えた app.py -----------------------------------------------------
-
 # fmt: off
 START, TOTAL = "    # 注文受付\n", "    total = sum("
 TIMEOUT = '"approval", CallbackConfig(timeout=APPROVAL_TIMEOUT)'
@@ -189,12 +163,11 @@ def decorated(f):
 @durable_execution
 @decorated
 """
-TWO = """    def ask(name):
-        return lambda c: c.create_callback(name).result()
+TWO = """    ask = lambda name: lambda c: c.create_callback(name).result()
     context.parallel([ask("boss"), ask("legal")])
 """
 NAMES = ("RETRY", "POLICY", "EXECUTION_TIMEOUT", "LIMIT", "validate", "check", "InvalidO", "WrongO")
-MAP = "    context.map(range(50), lambda c, n, *_: n)\n"
+MAP = "    context.map(range(50), lambda *_: 1)\n"
 FINALLY = """    try:
         context.wait(SHORT_WAIT)
         context.step(lambda _: 1, "work")
@@ -205,9 +178,7 @@ WRITTEN = [  # 書き換え、注文、結果、画面
     (NAMES, README_ORDER, "COMPLETED", "pay            1 回目は失敗: 決済代行会社から応答"),
     ((), DECLINED, "PAYMENT_DECLINED", " 秒    pay            失敗: カードが拒否されました\n"),
     (("@durable_execution\n", DECORATED, START, MAP + START), OUT_OF_STOCK, "DECORATED", ""),
-    ((TIMEOUT, '"approval"'), TO_APPROVE, "COMPLETED", "approval への回答を.*（期限なし）"),
-    ((f"create_callback({TIMEOUT})", "create_callback()"), TO_APPROVE, "COMPLETED",
-     r"Callback への回答.*記録済み: accept_order, check_stock, Callback, ask_approver\n"),
+    ((TIMEOUT, ""), TO_APPROVE, "COMPLETED", "Callback への回答.*（期限なし）.*, Callback, ask"),
     ((START, f'    context.wait_for_callback(lambda i, c: None, "boss")\n{START}'), OUT_OF_STOCK,
      "OUT_OF_STOCK", "boss: 承認者の.*boss への回答.*記録済み: boss/create callback id, boss/sub"),
     ((START, TWO + START), OUT_OF_STOCK, "OUT_OF_STOCK",
@@ -220,7 +191,6 @@ MISTAKES = [  # 書き換え、画面の最後。MISTAKE と書かれた行が�
     ((START, "    ordr  # MISTAKE\n"), "NameError: name 'ordr' is not defined（{}）。\n"),
     (("wanted: dict[str, int] = {}\n", 'wanted = {}["customer"]  # MISTAKE\n'),
      "KeyError: 'customer'（{}）。\n"),
-    ((START, "    raise CardDeclinedError  # MISTAKE\n"), "CardDeclinedError（{}）。\n"),
     (("context.step(accept_order(event), config=STEP)", "accept_order(event)",
       "THRESHOLD:\n", "THRESHOLD:  # MISTAKE\n"),
      "TypeError: 'function' object is not subscriptable"
@@ -266,9 +236,6 @@ def test_mistake_is_told_with_its_type_and_its_line_and_told_again(
     assert terminal.run(program=program)[::2] == (1, err)
 
 
-# ---- 表示できない ------------------------------------------------------------------
-
-
 def test_terminal_that_is_closed_loses_nothing_and_decides_nothing(terminal: Terminal) -> None:
     controller, keyboard = pty.openpty()
     process = terminal.start(TO_APPROVE, freeze=QUESTION, stdin=keyboard)
@@ -292,16 +259,13 @@ def test_failure_that_cannot_be_shown_is_shown_by_the_next_command(terminal: Ter
     assert "order-123-notice の依頼が届かない。\n" in terminal.run()[2]
 
 
-# ---- 始められない、再開できない ------------------------------------------------------
-
-RUN_APP = "import runpy; sys.argv[0] = 'app.py'; runpy.run_path('app.py', run_name='__main__')"
-INTERRUPTING = """
-import os, signal, sys
-class Finder:  # この後の最初の import の間に、Ctrl-C が押される
-    def find_spec(self, name, *_):
-        if hasattr(sys.modules.get("tests.local_run.screen"), "stop") and "tests" not in name:
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, Finder())
+INTERRUPTED = """
+import os, runpy, signal, sys
+class Order:  # 残りを import する間に、Ctrl-C が押される
+    def __getattr__(self, name):
+        os.kill(os.getpid(), signal.SIGINT)
+sys.modules["tests.local_run.order"] = Order()
+runpy.run_path("app.py", run_name="__main__")
 """
 
 
@@ -309,11 +273,10 @@ sys.meta_path.insert(0, Finder())
     ("program", "code", "words"),
     [
         (["-S", "app.py"], 1, "aws_durable_execution_sdk_python を使えません。Python 3.11 以降"),
-        (["-c", f"{INTERRUPTING}{RUN_APP}"], 130, STOPPED),
+        (["-c", INTERRUPTED], 130, STOPPED),
         ([*APP, "[]"], 1, "注文: "),
         ([*APP, "{broken"], 1, "line 1 column 2"),
         ([*APP, "no-such-file.json"], 1, "No such file or directory: 'no-such-file.json'"),
-        ([*APP, "one", "two"], 1, "1 つだけ"),
     ],
 )
 def test_unusable_environment_or_order_is_one_sentence_and_nothing_is_touched(
@@ -326,7 +289,7 @@ def test_unusable_environment_or_order_is_one_sentence_and_nothing_is_touched(
 
 def test_what_says_so_can_be_read_by_an_old_python() -> None:
     for name in ("app.py", "tests/local_run/__init__.py", "tests/local_run/screen.py"):
-        ast.parse((ROOT / name).read_text("utf-8"), feature_version=(3, 9))
+        ast.parse((Path(__file__).parents[1] / name).read_text("utf-8"), feature_version=(3, 9))
 
 
 def test_only_the_process_that_has_the_record_goes_on(terminal: Terminal) -> None:
@@ -352,22 +315,13 @@ TORN = f"""{UNREADABLE} CREATE INDEX found ON executions (data);
 """
 
 
-def by_sql(script: str) -> Callable[[Path], None]:
-    def write(file: Path) -> None:
-        database = sqlite3.connect(file)
-        database.executescript(script)
-        database.close()
-
-    return write
-
-
 @pytest.mark.parametrize(
     ("ending", "write", "why"),
     [
         (".db", Path.touch, FOREIGN),
-        (".db", by_sql("CREATE TABLE notes (text)"), FOREIGN),
-        (".db", by_sql(UNREADABLE), "'StartInput'"),
-        (".db", by_sql(TORN), "wrong # of entries in index found"),
+        (".db", "CREATE TABLE notes (text)", FOREIGN),
+        (".db", UNREADABLE, "'StartInput'"),
+        (".db", TORN, "wrong # of entries in index found"),
         (".lock", lambda file: file.write_bytes(bytes(99)), FOREIGN),
         (".lock", Path.mkdir, "Is a directory"),
     ],
@@ -377,7 +331,11 @@ def test_file_that_is_damaged_or_not_from_this_demo_is_named_and_left_as_it_is(
 ) -> None:
     terminal.orders.mkdir()
     file = terminal.record.with_suffix(ending)
-    write(file)
+    if isinstance(write, str):
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            database.executescript(write)
+    else:
+        write(file)
     before = file.is_file() and file.read_bytes()
     with pytest.raises(UnusableOrderError, match=f"^.orders/order-123{ending} を使えません（{why}"):
         open_record(terminal.record, 1)

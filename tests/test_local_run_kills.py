@@ -4,11 +4,10 @@ import signal
 
 import pytest
 
-from tests.support.flows import FLOWS, Flow
+from tests.support.flows import FLOWS
 from tests.support.terminal import QUESTION, WAITING, Terminal, result_in
 
 BETWEEN = "再試行します"
-BY_TITLE = {flow.title: flow for flow in FLOWS}
 KILLS = {  # 1 件の注文を終了させていく場所。before と after は、外部サービスの処理の前後
     "README の注文": [
         WAITING, BETWEEN, "before charge", "after charge", "before notice", "after notice"
@@ -21,10 +20,8 @@ KILLS = {  # 1 件の注文を終了させていく場所。before と after は
 
 
 @pytest.mark.parametrize("title", KILLS)
-def test_killed_and_run_again_the_order_ends_as_if_it_had_not_been(
-    terminal: Terminal, title: str
-) -> None:
-    flow: Flow = BY_TITLE[title]
+def test_killed_and_run_again_the_order_ends_the_same(terminal: Terminal, title: str) -> None:
+    flow = next(flow for flow in FLOWS if flow.title == title)
     terminal.services.lose_answers("order-123-payment", flow.lost)
     for kill in KILLS[title]:
         if kill.startswith(("before", "after")):

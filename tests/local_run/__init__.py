@@ -1,7 +1,6 @@
 """`python app.py` の実装: 注文 1 件を公式ローカルランナーで処理し、中断しても再開する。
 
-このファイルと screen.py は、動かせない環境でもその旨を表示できるように、古い Python でも
-構文エラーにならない書き方にする。import も、Ctrl-C の扱いを決めるまでは最小限にする。
+このファイルと screen.py は、古い Python でも構文エラーにならない書き方にする。
 """
 
 import sys
@@ -15,10 +14,7 @@ README_ORDER = {
 
 
 def main(program: str) -> None:
-    """引数の注文（なければ README の注文）を program（app.py）で完了まで処理し、結果を表示する。
-
-    できなければ、対処方法を 1 文で示して終了コード 1 で終わる。Ctrl-C では 130 で終わる。
-    """
+    """引数の注文（なければ README の注文）を処理する。できなければ、対処方法を 1 文で示す。"""
     prepare()
     try:
         from .order import load, process

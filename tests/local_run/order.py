@@ -1,6 +1,5 @@
 """注文 1 件を、記録があればその続きから、実時間で処理する。"""
 
-import contextlib
 import json
 import logging
 import math
@@ -9,7 +8,6 @@ import re
 import select
 import sys
 import time
-import unicodedata
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -22,27 +20,19 @@ from aws_durable_execution_sdk_python import lambda_service as service
 from aws_durable_execution_sdk_python.config import Duration
 from aws_durable_execution_sdk_python.execution import durable_execution
 from aws_durable_execution_sdk_python.state import ExecutionState
-from aws_durable_execution_sdk_python_testing.exceptions import ResourceNotFoundException
 from aws_durable_execution_sdk_python_testing.execution import Execution, ExecutionStatus
 
 from tests.timeline import draw
 
 from . import README_ORDER
-from .mistakes import described, tell
-from .progress import Progress
-from .record import OrderStore, UnusableOrderError, open_record
+from .progress import Progress, described, tell
+from .record import FOREVER, OrderStore, UnusableOrderError, Wait, open_record, waits_of
 from .runner import LocalRunner
 from .screen import say, stop
-from .waits import FOREVER, Wait, waits_of
-
-DECISIONS = {"yes": True, "y": True, "はい": True, "no": False, "n": False, "いいえ": False}
 
 
 def process(app: ModuleType, arguments: list[str], speed: float = 1) -> None:
-    """app.py の handler で引数の注文を処理し、結果を表示してプロセスを終える。
-
-    speed は時計の速さ（倍）。テストが使う。
-    """
+    """引数の注文を処理し、結果を表示してプロセスを終える。speed（倍）は、テストの時計の速さ。"""
     folder = Path(str(app.__file__)).resolve().parent / ".orders"
     try:
         order = read_order(arguments)
@@ -73,23 +63,17 @@ def read_order(arguments: list[str]) -> Any:
     """引数の JSON か JSON ファイルを読む。読めなければ UnusableOrderError。"""
     if not arguments:
         return README_ORDER
-    text, *more = arguments
-    if more or text.startswith("-"):
-        raise UnusableOrderError("注文の JSON か JSON ファイルの名前を 1 つだけ指定してください")
+    text = arguments[0]
     try:
         if not text.lstrip().startswith(("{", "[")):
             text = Path(text).read_text("utf-8-sig")
         return json.loads(text)
     except (ValueError, OSError) as error:
-        problem = f"注文を JSON として読み取れません（{error!s:.200}）"
-        raise UnusableOrderError(problem) from error
+        raise UnusableOrderError(f"注文の JSON を読めません（{error!s:.200}）") from error
 
 
 def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> bool:
-    """注文を完了まで処理し、図と結果を表示する。コールバックへの回答はターミナルで尋ねる。
-
-    結果がなく、終わった理由を表示したなら True。
-    """
+    """注文を完了まで処理し、図と、結果か失敗の理由を表示する。失敗したなら True。"""
     execution, clock = store.recorded, store.clock
     text = json.dumps(order, sort_keys=True)
     if execution and execution.start_input.input != text:
@@ -100,19 +84,14 @@ def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> bool:
     progress = Progress(app, store)
     logging.root.addHandler(progress)
     logging.root.setLevel(logging.INFO)
-    # 結果を送る前に大きさを調べる公開 API はない。SDK の非公開 API は、ここだけで使う
-    measure = ExecutionState._calculate_operation_size
-
-    def measured(item: Any) -> int:
-        progress.check_size(item.operation_update)
-        return measure(item)
-
-    setattr(ExecutionState, "_calculate_operation_size", staticmethod(measured))  # noqa: B010
+    # 結果を送る前に大きさを調べる公開 API はない
+    measure = partial(progress.check_size, ExecutionState._calculate_operation_size)
+    setattr(ExecutionState, "_calculate_operation_size", staticmethod(measure))  # noqa: B010
     # 何も動けなかった間の時間は、止めている間の時間と同じように扱う
     clock.jumped = lambda: os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
     # __wrapped__ は、@durable_execution のすぐ下に書かれたもの。デコレーターも含む
-    handler = durable_execution(progress.watch(app.handler.__wrapped__), plugins=[progress])
+    handler = durable_execution(app.handler.__wrapped__, plugins=[progress])
     with LocalRunner(handler, clock=clock, store=store) as runner:
         if execution is None:
             say("AWS に接続せず、手元の Python で注文を処理します。")
@@ -121,12 +100,11 @@ def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> bool:
         else:
             say("前回の続きから、注文の処理を再開します。")
             arn = execution.durable_execution_arn
-            resume(runner, store, execution)
+            if not execution.is_complete:
+                resume(runner, store, execution)
 
-        def is_open(callback: Wait) -> bool:
-            execution = store.load(arn)
-            waits = [] if execution.is_complete else waits_of(execution)
-            return callback in waits and callback.due > clock.now()
+        def is_open(wait: Wait) -> bool:
+            return wait.due > clock.now() and wait in waits_of(store.load(arn))
 
         while not (execution := store.load(arn)).is_complete:
             waits = waits_of(execution) if progress.running is False else []
@@ -135,8 +113,7 @@ def run(app: ModuleType, order: Any, name: str, store: OrderStore) -> bool:
                 limit = left if callback.due < FOREVER else "期限なし"
                 say(f"{callback.label} への回答を入力してください（{limit}）。")
                 if answer := ask_approver(partial(is_open, callback)):
-                    with contextlib.suppress(ResourceNotFoundException):  # 期限が先に来た
-                        runner.send_callback_success(callback.callback_id, answer)
+                    runner.send_callback_success(callback.callback_id, answer)
             time.sleep(0.1)
         if progress.running:  # 呼び出しの途中で、実行タイムアウトが来た
             store.ended()
@@ -162,11 +139,8 @@ def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None
     """前のプロセスが残した実行を再開する。待機、再試行、期限の時刻は元のまま引き継ぐ。
 
     実行タイムアウトは、止まっていた時間のうち、次の期限が過ぎた後を数えない。AWS なら、その間に
-    処理が進んでいるからである。
+    処理が進んでいるからである。ランナーには、記録から再開する公開 API がない。
     """
-    if execution.is_complete:
-        return
-    # ランナーには、記録から再開する公開 API がない。次の 2 つの非公開 API は、ここだけで使う。
     executor, arn = runner._executor, execution.durable_execution_arn
     now, waits = store.clock.now(), waits_of(execution)
     start = execution.get_operation_execution_started().start_timestamp or now
@@ -193,26 +167,23 @@ def resume(runner: LocalRunner, store: OrderStore, execution: Execution) -> None
 
 
 def ask_approver(is_open: Callable[[], bool]) -> bytes | None:
-    """承認するかどうかを尋ね、コールバックに送る回答を返す。is_open でなくなれば None。
-
-    入力が終われば（EOF）却下とする。ターミナルが閉じられたときは回答とせず、プロセスを終える。
-    """
+    """承認するかどうかを尋ねる。is_open でなくなれば None。入力が終われば（EOF）却下とする。"""
     at_terminal = os.isatty(0)
     try:
         approver = word = ""
         while not approver:
             approver = ask("承認者の名前: ", is_open)
-        while word not in DECISIONS:
+        while word not in ("yes", "no"):
             word = ask("承認しますか（yes か no）: ", is_open).casefold()
     except TimeoutError:
         say("\n回答の期限が過ぎました。")
         return None
     except (EOFError, OSError):
-        if at_terminal and not os.isatty(0):
+        if at_terminal and not os.isatty(0):  # 閉じることは、回答ではない
             stop("\nターミナルが閉じられました。記録は残るので、再開できます。", 1)
         say("\n入力がないため、却下します。")
         return b'{"approved": false}'
-    return json.dumps({"approved": DECISIONS[word], "approver": approver}).encode()
+    return json.dumps({"approved": word == "yes", "approver": approver}).encode()
 
 
 def ask(question: str, is_open: Callable[[], bool]) -> str:
@@ -227,4 +198,4 @@ def ask(question: str, is_open: Callable[[], bool]) -> str:
         if ready and not char and not line:
             raise EOFError
         line += char or (b"\n" if ready else b"")
-    return unicodedata.normalize("NFKC", line.decode(errors="replace")).strip()
+    return line.decode(errors="replace").strip()

@@ -1,8 +1,10 @@
-"""注文の経過を、起きたときに 1 行ずつ表示する。"""
+"""注文の経過を、起きたときに 1 行ずつ表示する。app.py のエラーは、起きた行とともに 1 文にする。"""
 
 import logging
 import math
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,24 +14,24 @@ from aws_durable_execution_sdk_python import plugin
 from aws_durable_execution_sdk_python.exceptions import SuspendExecution
 from aws_durable_execution_sdk_python.lambda_service import OperationStatus
 
-from .mistakes import described, line_of, mismatch, tell
-from .record import OrderStore
+from .record import OrderStore, label, waits_of
 from .screen import say, stop
-from .waits import label, waits_of
 
-LIMIT = 256 * 1024  # ステップなどの結果の上限（バイト）
+HINTS = {  # エラーのメッセージの正規表現と、対処方法
+    r"\bcoroutine\b": "。async def ではなく def にしてください",
+    r"\bfunction\b": "。ステップは context.step() で実行してください",
+}
 
 
 class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
-    """ハンドラーの呼び出し、リプレイ、待機、ステップのログを、そのつど 1 行ずつ表示する。
+    """ハンドラーの呼び出し、リプレイ、待機、ステップのログを、注文の開始からの秒数とともに示す。
 
-    時刻は、注文の開始からの秒数。running は、呼び出し中か（呼び出す前は None）。
+    running は、呼び出しが動いているか。最初の呼び出しの前は None。
     """
 
     def __init__(self, app: ModuleType, store: OrderStore) -> None:
         super().__init__()
         self.app, self.store, self.clock = app, store, store.clock
-        self.program = Path(str(app.__file__)).name
         self.running: bool | None = None
         self.started = self.clock.now()
         self.operations: dict[str, plugin.OperationInfo] = {}
@@ -39,38 +41,20 @@ class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
     def show(self, text: str) -> None:
         say(f"{(self.clock.now() - self.started).total_seconds():5.1f} 秒  {text}")
 
+    def show_of(self, operation: Any, text: str) -> None:
+        name = label(operation, self.operations) if operation else ""
+        self.show(f"  {name:14} {text}")
+
     def create_plugin(self, info: plugin.InvocationStartInfo) -> "Progress":
         return self
-
-    def watch(self, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """handler の失敗を、起きた行とともに覚える。"""
-
-        def watched(*arguments: Any) -> Any:
-            try:
-                return handler(*arguments)
-            except BaseException as error:
-                self.stop_if_it_kills(error)
-                self.failure = tell(self.app, error)
-                raise
-
-        return watched
-
-    def stop_if_it_kills(self, error: BaseException | None) -> None:
-        """SystemExit などなら、プロセスを終える。ランナーは、その先へ進めなくなる。"""
-        sdk = SuspendExecution.__module__
-        if error and not isinstance(error, Exception) and type(error).__module__ != sdk:
-            what = f"{type(error).__name__} で呼び出しが異常終了しました"
-            where = line_of(self.app, error)
-            self.give_up(f"{what}（{where}。Lambda では Runtime.ExitError になります）")
 
     def on_invocation_start(self, info: plugin.InvocationStartInfo) -> None:
         assert info.execution_start_time
         self.running, self.started, self.failure = True, info.execution_start_time, None
-        self.operations = dict(info.operations)
+        self.operations = every = dict(info.operations)
         number = self.store.began()
         self.show(f"呼び出し {number} 回目" + ("" if info.is_first_invocation else ": リプレイ"))
-        every, succeeded = info.operations, OperationStatus.SUCCEEDED
-        ids = {key for key in every if every[key].status is succeeded}
+        ids = {key for key in every if every[key].status is OperationStatus.SUCCEEDED}
         done = [label(every[k], every) for k in every if k in ids and every[k].parent_id not in ids]
         if done:
             self.show(f"  記録済み: {', '.join(done)}")
@@ -79,11 +63,11 @@ class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
         self.operations[info.operation_id] = info
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:  # 最後に来るのは、SDK が記録するハンドラーの失敗
+            self.failure = tell(self.app, record.exc_info[1])
         if hasattr(record, "executionArn") or record.name == self.app.__name__:
             found = getattr(record, "operationId", None) or getattr(record, "parentId", None)
-            operation = self.operations.get(found or "")
-            name = label(operation, self.operations) if operation else ""
-            self.show(f"  {name:14} {record.getMessage()}")
+            self.show_of(self.operations.get(found or ""), record.getMessage())
 
     def on_user_function_end(self, info: plugin.UserFunctionEndInfo) -> None:
         error = sys.exception()  # SDK は、例外が伝わる間に呼び出す
@@ -96,35 +80,44 @@ class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
         if info.status is OperationStatus.FAILED and info.error and not info.is_replayed:
             unknown = (None, described(info.error.type, info.error.message))
             _, reason = self.failures.pop(info.operation_id, unknown)
-            self.show(f"  {label(info, self.operations):14} 失敗: {reason}")
+            self.show_of(info, f"失敗: {reason}")
 
     def on_operation_change(self, info: plugin.OperationChangeInfo) -> None:
         for key, operation in info.updated_operations.items():
             if operation.status is OperationStatus.PENDING and key in self.failures:
                 attempt, reason = self.failures.pop(key)
-                name = label(operation, info.operations)
-                self.show(f"  {name:14} {attempt} 回目は失敗: {reason}")
+                self.show_of(operation, f"{attempt} 回目は失敗: {reason}")
 
-    def check_size(self, update: Any) -> None:
+    def stop_if_it_kills(self, error: BaseException | None) -> None:
+        """SystemExit などなら、プロセスを終える。ランナーは、その先へ進めなくなる。"""
+        sdk = SuspendExecution.__module__
+        if error and not isinstance(error, Exception) and type(error).__module__ != sdk:
+            what = f"{type(error).__name__} で呼び出しが異常終了しました"
+            where = line_of(self.app, error)
+            self.give_up(f"{what}（{where}。Lambda では Runtime.ExitError になります）")
+
+    def check_size(self, measure: Callable[[Any], int], item: Any) -> int:
         """上限を超えた結果は、AWS では拒否される。SDK は、750 KB を超えると永久に送り直す。"""
+        update = item.operation_update
         size = len((update and update.payload) or "")
-        if size > LIMIT:
+        if size > 256 * 1024:
             what = f"{label(update, self.operations)} の結果が大きすぎます"
             self.give_up(f"{what}（{size / 1024:,.0f} KB。上限は 256 KB です）")
+        return measure(item)
 
     def give_up(self, what: str) -> None:
-        stop(f"{what}。記録は残るので、{self.program} を修正して再開できます。", 1)
+        stop(f"{what}。記録は残るので、app.py を修正して再開できます。", 1)
 
     def on_invocation_end(self, info: plugin.InvocationEndInfo) -> None:
+        self.stop_if_it_kills(sys.exception())
         if info.error and str(info.error.type).endswith(".NonDeterministicExecutionError"):
             message, operations = str(info.error.message), self.operations
             recorded = next(operations[key] for key in operations if f"'{key}'" in message)
             stop(
                 "処理の流れが、処理途中の注文の記録と一致しません"
                 f"（{mismatch(message, recorded)}）。"
-                f"{self.program} を変更したなら、元に戻すか、order_id を変えてください。"
-                "変更していないなら、時刻や乱数、外部の値、finally のように、"
-                "リプレイのたびに変わるものによって流れが変わっています。",
+                "app.py を変更したなら、元に戻すか、order_id を変えてください。"
+                "変更していないなら、時刻、乱数、外部の値、finally などで、流れが変わっています。",
                 1,
             )
         self.store.ended()
@@ -138,20 +131,44 @@ class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
         invocations = self.store.invocations()
         ran = [(end - begin).total_seconds() for begin, end in invocations if end]
         cut_off = len(invocations) - len(ran)
+        but = f"（中断した {cut_off} 回は除く）" if cut_off else ""
         total = (self.clock.now() - self.started).total_seconds()
-        self.show(
-            f"終了: 呼び出しは {len(invocations)} 回。"
-            f"{total:.1f} 秒のうち、動いていたのは {sum(ran):.1f} 秒でした"
-            + (f"（中断した {cut_off} 回は除く）" if cut_off else "")
-        )
+        what = f"{total:.1f} 秒のうち、動いていたのは {sum(ran):.1f} 秒でした{but}"
+        self.show(f"終了: 呼び出しは {len(invocations)} 回。{what}")
 
     def show_wait(self, arn: str) -> None:
         for wait in waits_of(self.store.load(arn))[:1]:
             left = max(math.ceil((wait.due - self.clock.now()).total_seconds()), 0)
-            if wait.callback_id:
-                what = "承認者の回答を待ちます"
-            elif wait.retry:
-                what = f"{left} 秒後に再試行します"
-            else:
-                what = f"あと {left} 秒待ちます"
+            what = f"{left} 秒後に再試行します" if wait.retry else f"あと {left} 秒待ちます"
+            what = "承認者の回答を待ちます" if wait.callback_id else what
             self.show(f"{wait.label}: {what}。その間、ハンドラーは動きません")
+
+
+def tell(app: ModuleType, error: BaseException) -> str:
+    """型、メッセージ、app.py の行。ステップなどのエラーなら、元のエラーのもの。"""
+    while getattr(error, "error_type", None) and error.__context__:
+        error = error.__context__
+    kind = getattr(error, "error_type", None) or type(error).__name__
+    return described(kind, str(error), line_of(app, error))
+
+
+def described(kind: str | None, message: str | None, place: str = "") -> str:
+    hint = next((HINTS[form] for form in HINTS if re.search(form, message or "")), "")
+    inside = (place + hint).removeprefix("。")
+    name = (kind or "").rpartition(".")[2]
+    return ": ".join(filter(None, (name, message))) + (f"（{inside}）" if inside else "")
+
+
+def line_of(app: ModuleType, error: BaseException) -> str:
+    """エラーが起きた所から最も近い、app.py の行。"""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == app.__file__]
+    return f"{Path(str(app.__file__)).name} の {lines[-1]} 行目" if lines else ""
+
+
+def mismatch(message: str, recorded: Any) -> str:
+    """記録にあったもの（recorded はそのオペレーション）と、今回来たもの。"""
+    was = {"subtype": repr(recorded.sub_type), "name": repr(recorded.name)}
+    came = re.findall(r"(subtype|name) checkpoint=.*? current=(None|'.*?')(?:,|$)", message)
+    first, second = (" ".join(it.values()).replace("'", "") for it in (was, was | dict(came)))
+    return f"記録では {first}、今回は {second}"

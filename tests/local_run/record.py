@@ -1,19 +1,24 @@
-"""注文 1 件の、ディスク上の記録。1 つのプロセスだけが開き、破損した記録からは再開しない。"""
+"""注文 1 件の、ディスク上の記録と、記録から読む待ち。破損した記録からは再開しない。"""
 
 import contextlib
 import fcntl
 import sqlite3
 import threading
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+from aws_durable_execution_sdk_python.lambda_service import OperationStatus
+from aws_durable_execution_sdk_python_testing.execution import Execution
 from aws_durable_execution_sdk_python_testing.stores.sqlite import SQLiteExecutionStore
 
 from .runner import OrderClock
 from .screen import stop
 
 MARK = b"ordr"  # このデモの記録の印（SQLite の application_id）。ファイルの 68 バイト目から入る
+FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
 SCHEMA = f"""
     PRAGMA application_id = {int.from_bytes(MARK)};
     CREATE TABLE invocations (began REAL, ended REAL);
@@ -27,12 +32,11 @@ class UnusableOrderError(Exception):
 class OrderStore(SQLiteExecutionStore):
     """ランナーのストアに、排他、呼び出しの記録、注文の時計を加える。
 
-    記録の隣のファイルをロックする。記録そのものをロックすると、macOS では SQLite のロックと
-    衝突する。上書きする _connection と、使う _init_db は、ランナーの非公開 API。
+    ロックするのは、隣のファイル。記録をロックすると、macOS では SQLite のロックと衝突する。
     """
 
     def __init__(self, path: Path, speed: float) -> None:
-        """記録を開くか、作る。途中で強制終了しても、作りかけの記録は残らない。"""
+        """記録を開くか、作る。途中で強制終了しても、作りかけの記録からは始めない。"""
         self.opened, self.thread_lock, lock = False, threading.Lock(), path.with_suffix(".lock")
         path.parent.mkdir(exist_ok=True)
         self.lock = lock.open("ab")
@@ -62,10 +66,7 @@ class OrderStore(SQLiteExecutionStore):
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """ランナーの設定とは違い、電源が落ちても最後の書き込みを失わない。
-
-        注文を始めてからここで失敗すれば、どのスレッドも、記録できないまま処理を進めない。
-        """
+        """電源が落ちても失われないように書く。書けなければ、どのスレッドも処理を進めない。"""
         with self.thread_lock:
             try:
                 with super()._connection() as database:
@@ -99,10 +100,8 @@ class OrderStore(SQLiteExecutionStore):
         """呼び出しの開始と終了。中断した呼び出しには、終了がない。"""
         with self._connection() as database:
             rows = database.execute("SELECT began, ended FROM invocations").fetchall()
-        return [
-            (datetime.fromtimestamp(began, UTC), ended and datetime.fromtimestamp(ended, UTC))
-            for began, ended in rows
-        ]
+        at = datetime.fromtimestamp
+        return [(at(began, UTC), at(ended, UTC) if ended else None) for began, ended in rows]
 
 
 def open_record(path: Path, speed: float) -> OrderStore:
@@ -121,7 +120,48 @@ def open_record(path: Path, speed: float) -> OrderStore:
 def unusable(path: Path, error: Exception) -> str:
     file = Path(getattr(error, "filename", None) or path).relative_to(path.parents[1])
     why = getattr(error, "strerror", None) or error.__cause__ or error
-    return (
-        f"{file} を使えません（{why}）。"
-        "ディスクの空きと権限を確認するか、別の場所に移動して、もう一度実行してください"
-    )
+    advice = "ディスクの空きと権限を確認するか、別の場所に移動して、もう一度実行してください"
+    return f"{file} を使えません（{why}）。{advice}"
+
+
+def label(operation: Any, operations: Mapping[str, Any]) -> str:
+    """オペレーションの名前。なければ種類。コンテキストの中なら、コンテキストの名前に続ける。"""
+    own = str(operation.name or operation.sub_type or operation.operation_type.value)
+    parent = operations.get(operation.parent_id)
+    if not parent:
+        return own
+    return f"{label(parent, operations)}/{own.removeprefix(f'{parent.name} ')}"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """待機、再試行、コールバックのどれか 1 つ。期限のないコールバックの due は FOREVER。"""
+
+    label: str
+    due: datetime
+    callback_id: str = ""
+    retry: bool = False
+
+
+def waits_of(execution: Execution) -> list[Wait]:
+    """待っているものを、期限の早い順に返す。"""
+    if execution.is_complete:
+        return []
+    found = []
+    operations = {operation.operation_id: operation for operation in execution.operations}
+    options = {update.operation_id: update.callback_options for update in execution.updates[::-1]}
+    for key, operation in operations.items():
+        name, started = label(operation, operations), operation.status is OperationStatus.STARTED
+        step = operation.step_details
+        if started and (wait := operation.wait_details) and wait.scheduled_end_timestamp:
+            found.append(Wait(name, wait.scheduled_end_timestamp))
+        elif step and step.next_attempt_timestamp and operation.status is OperationStatus.PENDING:
+            found.append(Wait(name, step.next_attempt_timestamp, retry=True))
+        elif started and (callback := operation.callback_details) and (limits := options[key]):
+            begun = operation.start_timestamp or FOREVER
+            seconds = filter(None, (limits.timeout_seconds, limits.heartbeat_timeout_seconds))
+            first = min(seconds, default=0)  # 0 は、期限がないこと
+            due = begun + timedelta(seconds=first) if first else FOREVER
+            name = name.removesuffix("/create callback id")  # wait_for_callback
+            found.append(Wait(name, due, callback.callback_id))
+    return sorted(found, key=lambda wait: wait.due)

@@ -26,10 +26,7 @@ def say(text: str, end: str = "\n", file: "TextIO | None" = None) -> None:
     try:
         print(text + end, end="", file=file, flush=True)  # 1 度に書き、並行するブランチと混ざらない
     except OSError as error:
-        stop(
-            f"表示できません（{error.strerror}）。記録は残るので、表示できるようにして再開してください。",
-            1,
-        )
+        stop(f"表示できません（{error.strerror}）。記録は残るので、再開できます。", 1)
 
 
 def stop(sentence: "str | None", code: int) -> "NoReturn":

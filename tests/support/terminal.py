@@ -23,21 +23,17 @@ class Terminal:
         self.later = 0  # 次のプロセスの時計を進める秒数
 
     def start(self, *orders: Any, **options: Any) -> "subprocess.Popen[str]":
-        """注文（辞書か引数の文字列）の処理を始める。program は FAST か APP か、Python の引数。
-
-        freeze があれば、それを表示した所で止まり、動かさなければ進まないのを待つ。動かすと、時計が
-        jump 秒進んでいる。
-        """
+        """注文の処理を始める。freeze を表示すると止まり、動かすと、時計が jump 秒進んでいる。"""
         texts = [order if isinstance(order, str) else json.dumps(order) for order in orders]
         program, freeze = options.pop("program", FAST), options.pop("freeze", "")
-        jump = str(options.pop("jump", ""))
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         fast = {"BOOKS": str(self.services.books), "LATER": str(self.later)}
+        fast |= {"FREEZE": freeze, "JUMP": str(options.pop("jump", ""))}
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         process = subprocess.Popen(
             [sys.executable, *program, *texts],
             cwd=self.folder,
             text=True,
-            **{**pipes, "env": os.environ | fast | {"FREEZE": freeze, "JUMP": jump}, **options},
+            **{**streams, "env": os.environ | fast, **options},
         )
         if freeze:
             assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
@@ -58,7 +54,6 @@ class Terminal:
         return process.returncode, err
 
     def edit(self, *edits: str) -> None:
-        """app.py の 1 つ目を 2 つ目に、3 つ目を 4 つ目に書き換える。"""
         program = self.folder / "app.py"
         for old, new in zip(edits[::2], edits[1::2], strict=True):
             text = program.read_text("utf-8")
