@@ -184,8 +184,8 @@ WRITTEN = [  # 書き換え、注文、結果、画面
     ((START, TWO + START), OUT_OF_STOCK, "OUT_OF_STOCK",
      "parallel-branch-0/boss への回答.*parallel-branch-1/legal への回答"),
     ((START, f'    context.parallel({BRANCHES}, "all")\n    context.wait(SHORT_WAIT)\n{START}'),
-     OUT_OF_STOCK, "OUT_OF_STOCK", r"all/parallel-branch-1/w: あと 2 秒待ちます.*"
-     r"all/parallel-branch-2/w: あと 2\d 秒待ちます.* Wait: あと 10 秒.*記録済み: all, Wait\n"),
+     OUT_OF_STOCK, "OUT_OF_STOCK", r"all/parallel-branch-1/w: あと \d 秒待ちます.*"
+     r"all/parallel-branch-2/w: あと \d+ 秒待ちます.* Wait: あと \d+ 秒.*記録済み: all, Wait\n"),
 ]
 MISTAKES = [  # 書き換え、画面の最後。MISTAKE と書かれた行が示される
     ((START, "    ordr  # MISTAKE\n"), "NameError: name 'ordr' is not defined（{}）。\n"),

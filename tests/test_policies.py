@@ -38,7 +38,7 @@ def test_policies_as_they_stand_cover_these_functions_alone(account: Account) ->
     assert error_of(account, f"{OURS}x", role) is None
 
 
-@pytest.mark.parametrize(("element", "index"), product(["Action", "Resource"], [0, 1]))
+@pytest.mark.parametrize(("element", "index"), list(product(["Action", "Resource"], [0, 1])))
 def test_nothing_can_be_taken_away(account: Account, element: str, index: int) -> None:
     taken = (less := json.loads(DURABLE))["Statement"][0][element].pop(index)
     needed = taken if element == "Action" else "lambda:CheckpointDurableExecution"
