@@ -8,8 +8,7 @@ import pytest
 
 import app
 import deploy
-from tests.benchmark.per_order import Meter, measure
-from tests.benchmark.prices import TRANSITIONS, bill, step_functions
+from tests.benchmark.per_order import measure
 from tests.support.flows import FLOWS, Flow
 from tests.support.outside import OutsideServices
 from tests.timeline import width
@@ -25,13 +24,6 @@ def test_order_costs_what_its_flow_says(services: OutsideServices, flow: Flow) -
     expected = (flow.operations, flow.calls, flow.invocations)
     assert (cost.operations, cost.calls, cost.invocations) == expected
     assert cost.stored > 100 * cost.operations
-
-
-def test_price_of_a_million_orders() -> None:
-    cost = Meter(app.handler, operations=7, invocations=3, stored=2000)
-    million = bill(cost, memory_mb=256, retention_days=15)
-    assert million == pytest.approx((56, 0.65, 0.6, 1.000005))
-    assert [step_functions(title) for title in TRANSITIONS] == pytest.approx([200, 225])
 
 
 def test_command_prints_counts_and_prices_of_two_orders_within_80_columns() -> None:
