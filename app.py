@@ -157,7 +157,7 @@ def pay(ctx: StepContext, order: Json, payment_key: str, simulate: Json) -> str:
 
 @durable_step
 def cancel_payment(ctx: StepContext, payment_key: str) -> None:
-    """成立したか分からない請求を取り消す（補償、saga）。成立していなければ何も起きない。"""
+    """成立したか分からない請求を取り消す（補償トランザクション）。成立していなければ何も起きない。"""
     cancel_charge(payment_key)
     ctx.logger.info("請求を取り消しました")
 

@@ -176,7 +176,8 @@ FINALLY = """    try:
 """
 WRITTEN = [  # 書き換え、注文、結果、画面
     (NAMES, README_ORDER, "COMPLETED", "pay            1 回目は失敗: 決済代行会社から応答"),
-    ((), DECLINED, "PAYMENT_DECLINED", " 秒    pay            失敗: カードが拒否されました\n"),
+    (("不足 {len(shortages)} 件", "%d", '%d")', '%d", "x")'),
+     DECLINED, "PAYMENT_DECLINED", "%d（%d.* 秒    pay            失敗: カードが拒否されました\n"),
     (("@durable_execution\n", DECORATED, START, MAP + START), OUT_OF_STOCK, "DECORATED", ""),
     ((TIMEOUT, ""), TO_APPROVE, "COMPLETED", "Callback への回答.*（期限なし）.*, Callback, ask"),
     ((START, f'    context.wait_for_callback(lambda i, c: None, "boss")\n{START}'), OUT_OF_STOCK,

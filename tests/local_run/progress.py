@@ -67,7 +67,11 @@ class Progress(plugin.DurableInstrumentationPlugin, logging.Handler):
             self.failure = tell(self.app, record.exc_info[1])
         if hasattr(record, "executionArn") or record.name == self.app.__name__:
             found = getattr(record, "operationId", None) or getattr(record, "parentId", None)
-            self.show_of(self.operations.get(found or ""), record.getMessage())
+            try:
+                message = record.getMessage()
+            except (TypeError, ValueError) as error:  # ログの書き間違いで、注文を失敗させない
+                message = f"{record.msg}（{error}）"
+            self.show_of(self.operations.get(found or ""), message)
 
     def on_user_function_end(self, info: plugin.UserFunctionEndInfo) -> None:
         error = sys.exception()  # SDK は、例外が伝わる間に呼び出す
