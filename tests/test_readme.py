@@ -193,7 +193,7 @@ def test_lessons_stay_short_and_their_minutes_add_up() -> None:
 
 
 def test_price_in_the_comparison_is_the_one_that_the_benchmark_prints() -> None:
-    ours, theirs = re.findall(r"注文 100 万件 \| (\d+) 米ドル \| (\d+) 米ドル", README)[0]
+    ours, theirs = re.findall(r"100 万件 \| (\d+) 米ドル \| (\d+) 米ドル", README)[0]
     bill = prices.bill(measure(app.handler, README_ORDER), 256, 1)
     assert int(ours) == round(bill.total)
     assert int(theirs) == prices.step_functions("README の注文")
@@ -217,7 +217,7 @@ def marks(folder: Path, page: str) -> str:
 
 
 BREAK = section(EXERCISES, "## 7.")
-BROKEN = re.findall(r"(?ms)^```diff\n(.*?)^```\n「(.*?)」", BREAK)
+BROKEN = re.findall(r"(?ms)^```diff\n(.*?)^```\n表示: 「(.*?)」", BREAK)
 
 
 @pytest.mark.parametrize(("diff", "sentence"), BROKEN, ids=range(len(BROKEN)))
