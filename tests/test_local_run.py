@@ -223,7 +223,7 @@ def test_whatever_is_written_with_the_sdk_runs_and_is_shown(
 
 
 @pytest.mark.parametrize(("edits", "words"), MISTAKES)
-def test_mistake_is_told_with_its_type_and_its_line_and_told_again(
+def test_mistake_is_told_with_its_type_and_its_line(
     terminal: Terminal, edits: tuple[str, ...], words: str
 ) -> None:
     terminal.edit(*edits)
@@ -234,7 +234,8 @@ def test_mistake_is_told_with_its_type_and_its_line_and_told_again(
     assert (code, "Traceback" in out + err) == (1, False)
     assert words.format(line) in err
     assert terminal.record.exists() == ("order_id を変えて" in err or "再開できます。" in err)
-    assert terminal.run(program=program)[::2] == (1, err)
+    if "SystemExit" in words or "大きすぎます" in words:  # 直さずに再開しても、同じ
+        assert terminal.run(program=program)[::2] == (1, err)
 
 
 def test_terminal_that_is_closed_loses_nothing_and_decides_nothing(terminal: Terminal) -> None:
