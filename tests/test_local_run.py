@@ -197,6 +197,7 @@ MISTAKES = [  # 書き換え、画面の最後。MISTAKE と書かれた行が�
      "TypeError: 'function' object is not subscriptable"
      "（{}。ステップは context.step() で実行してください）。\n"),
     (("\ndef accept_order", "\nasync def accept_order"), "async def ではなく def にしてください）"),
+    ((START, '    raise KeyError("function")  # MISTAKE\n'), "KeyError: 'function'（{}）。\n"),
     (("import re\n", "import re\nordr  # MISTAKE\n"),
      "app.py を読み込めません: NameError: name 'ordr' is not defined（{}）。\n"),
     ((START, f"    __import__('sys').exit()  # MISTAKE\n{START}"),
@@ -276,6 +277,7 @@ runpy.run_path("app.py", run_name="__main__")
     [
         (["-S", "app.py"], 1, "aws_durable_execution_sdk_python を使えません。Python 3.11 以降"),
         (["-c", INTERRUPTED], 130, STOPPED),
+        (["-c", f"import sys; sys.stdout = None\n{INTERRUPTED}"], 1, "出力先が閉じています"),
         ([*APP, "[]"], 1, "注文: "),
         ([*APP, "{broken"], 1, "line 1 column 2"),
         ([*APP, "no-such-file.json"], 1, "No such file or directory: 'no-such-file.json'"),

@@ -214,7 +214,6 @@ def test_watch_draws_in_place_or_at_the_end(monkeypatch: Any, capsys: Any, termi
     assert last == draw([*PAYING, *news], after(0), most_rows=4 if terminal else 40) + "\n"
 
 
-NOBODY = "arn:aws:lambda:ap-northeast-1:123456789012:function:f:1/durable-execution/n/n"
 NO_SUCH = r"その ARN の実行が見つかりません。ARN（\$ARN が空や None でないか）と.+。"
 
 
@@ -224,7 +223,6 @@ def test_failure_of_the_command_is_one_sentence(monkeypatch: Any) -> None:
         ([], "実行の ARN を 1 つ指定してください: .+"),
         ([""], f"{NO_SUCH}（ParamValidationError: .{{100}}…）"),
         (["None"], f"{NO_SUCH}（ResourceNotFoundException: .+）"),
-        ([NOBODY], f"{NO_SUCH}（ResourceNotFoundException: .+）"),
     ):
         monkeypatch.setattr(sys, "argv", ["timeline", *arguments])
         with pytest.raises(SystemExit, match=f"^{sentence}$"):

@@ -18,8 +18,8 @@ from .record import OrderStore, label, waits_of
 from .screen import say, stop
 
 HINTS = {  # エラーのメッセージの正規表現と、対処方法
-    r"\bcoroutine\b": "。async def ではなく def にしてください",
-    r"\bfunction\b": "。ステップは context.step() で実行してください",
+    "'coroutine' object|type coroutine": "。async def ではなく def にしてください",
+    "'function' object|type function": "。ステップは context.step() で実行してください",
 }
 
 

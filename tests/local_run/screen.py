@@ -17,8 +17,9 @@ def prepare() -> None:
     """シグナルと、表示できない文字の扱いを決める。"""
     signal.signal(signal.SIGINT, lambda *_: stop(INTERRUPTED, 130))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        if not isinstance(stream, io.TextIOWrapper):
+            stop("出力先が閉じています。表示できるようにして、もう一度実行してください。", 1)
+        stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str, end: str = "\n", file: "TextIO | None" = None) -> None:
